@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transaction layer: transactions with where they go, how messages find them, one clock for all of them
+(RFC 3261 17, 18.1.1, 18.2; RFC 3581). Sans-IO; `mcptt_sip.stack.SipStack` is built on it."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from mcptt_sip.field_lines import Headers
+from mcptt_sip.flow import Flow
+from mcptt_sip.grammar import format_host
+from mcptt_sip.headers import NameAddr, Via
+from mcptt_sip.message import Request, Response
+from mcptt_sip.outgoing import Cause, Outgoing
+from mcptt_sip.services import StackSettings, Timed, TransactionUser
+from mcptt_sip.transaction import (
+    BRANCH_COOKIE,
+    InviteClientTransaction,
+    InviteServerTransaction,
+    NonInviteClientTransaction,
+    NonInviteServerTransaction,
+    Pass,
+    Send,
+    ServerKey,
+    TimedOut,
+    TransportFailed,
+    client_key,
+    server_key,
+)
+from mcptt_sip.uri import SipUri
+
+__all__ = ["ClientRecord", "ServerRecord", "TransactionLayer"]
+
+log = logging.getLogger(__name__)
+
+#: requests whose Contact leads to the dialog they make or refresh (RFC 3261 8.1.1.8, 12.2.1.1)
+_WITH_CONTACT = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY", "UPDATE", "REGISTER"})
+
+
+class ClientRecord:
+    """A client transaction: its machine, its user, the flow it goes over. `acks` are those of a 2xx by To tag."""
+
+    __slots__ = ("acks", "fallback", "flow", "key", "machine", "request", "scheduled", "target", "user")
+
+    def __init__(self, request: Request, user: TransactionUser, flow: Flow | None, target: str | None) -> None:
+        self.request = request
+        self.user = user
+        self.flow = flow
+        self.target = target
+        self.fallback: Flow | None = None
+        self.key = client_key(request)
+        self.machine: InviteClientTransaction | NonInviteClientTransaction
+        self.acks: dict[str, Outgoing] = {}
+        self.scheduled: float | None = None
+
+
+class ServerRecord:
+    """A server transaction, and the flow that its request came on. `session` is the call it began, if any."""
+
+    __slots__ = ("final", "flow", "key", "machine", "merge", "request", "scheduled", "session")
+
+    def __init__(self, request: Request, flow: Flow, key: ServerKey) -> None:
+        self.request = request
+        self.flow = flow
+        self.key = key
+        self.machine: InviteServerTransaction | NonInviteServerTransaction
+        self.merge: tuple[str, str, int, str] | None = None
+        self.session: Any = None
+        self.final = False
+        self.scheduled: float | None = None
+
+
+class _Nobody:
+    """The user of a CANCEL: what becomes of it shows in the INVITE."""
+
+    def on_response(self, transaction: Any, response: Response, flow: Flow, now: float) -> None:
+        pass
+
+    def on_failure(self, transaction: Any, cause: Cause, now: float) -> None:
+        pass
+
+
+class TransactionLayer:
+    """Holds every transaction of a stack. `_request_received` is for the layer above."""
+
+    def __init__(self, settings: StackSettings, token: Callable[[], bytes]) -> None:
+        self.settings = settings
+        self.token = token
+        self._clients: dict[tuple[str, str], ClientRecord] = {}
+        self._servers: dict[ServerKey, ServerRecord] = {}
+        self._merges: dict[tuple[str, str, int, str], ServerRecord] = {}
+        self._listeners: dict[str, tuple[str, int]] = {}
+        self._out: list[Outgoing] = []
+        self._heap: list[tuple[float, int, Any]] = []
+        self._numbers = itertools.count()
+
+    # --- for the edge ---------------------------------------------------------------------------------
+
+    def add_listener(self, transport: str, host: str, port: int) -> None:
+        """An address that peers can reach us at; stands in Via and Contact."""
+        self._listeners.setdefault(transport, (host, port))
+
+    def to_send(self) -> list[Outgoing]:
+        """Messages since the last call, in order."""
+        out, self._out = self._out, []
+        return out
+
+    def bind(self, outgoing: Outgoing, flow: Flow, now: float) -> bytes:
+        """The octets for a flow that the edge chose for `outgoing.target`; fills Via and Contact."""
+        message = outgoing.message
+        assert isinstance(message, Request)
+        self._address(message, flow)
+        outgoing.flow = flow
+        outgoing._octets = bytes(message)
+        record = outgoing.transaction
+        if isinstance(record, ClientRecord):
+            record.flow = flow
+            record.machine.bind(flow.reliable, now)
+            self.watch(record_timer(record, self))
+        return outgoing.octets
+
+    def send_failed(self, outgoing: Outgoing, now: float) -> None:
+        """`outgoing` could not be sent: another way is tried, or its sender is told."""
+        record = outgoing.transaction
+        if outgoing.fallback is not None and isinstance(record, ClientRecord):
+            # 18.1.1: what did not get through over TCP is tried over UDP all the same
+            flow, outgoing.fallback = outgoing.fallback, None
+            self.bind(outgoing, flow, now)
+            self._out.append(outgoing)
+        elif record is not None:
+            record.machine.transport_failed(now)
+            self._drive(record, now)
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` is due; it may be earlier than needed."""
+        while self._heap and self._heap[0][2].scheduled != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def handle_timer(self, now: float) -> None:
+        """Everything that is due by `now`."""
+        while self._heap and self._heap[0][0] <= now:
+            due, _, timed = heapq.heappop(self._heap)
+            if timed.scheduled != due:
+                continue
+            timed.scheduled = None
+            real = timed.next_timer()
+            if real is not None and real <= now:
+                timed.handle_timer(now)
+            self.watch(timed)
+
+    # --- what sessions and subscriptions need ---------------------------------------------------------
+
+    def watch(self, timed: Timed) -> None:
+        """The deadline of `timed` may have changed."""
+        due = timed.next_timer()
+        if due is not None and (timed.scheduled is None or due < timed.scheduled):
+            timed.scheduled = due
+            heapq.heappush(self._heap, (due, next(self._numbers), timed))
+
+    def tag(self) -> str:
+        """A fresh tag."""
+        return self.token().hex()
+
+    def contact(self, flow: Flow, *, user: str | None = None) -> str:
+        """The Contact value that leads back here over `flow`."""
+        host, port = self._listeners.get(flow.transport, flow.local)
+        if host in ("0.0.0.0", "::"):  # noqa: S104 - an address of ours that the peer can use
+            host = flow.local[0]
+        user = user or self.settings.user
+        uri = f"sip:{user + '@' if user else ''}{format_host(host)}:{port}"
+        if flow.transport != "udp":
+            uri += f";transport={flow.transport}"
+        params = "".join(
+            f";{name}" + ("" if value is None else f"={value}") for name, value in self.settings.contact_params
+        )
+        return f"<{uri}>{params}"
+
+    def start(
+        self, request: Request, user: TransactionUser, now: float, *, flow: Flow | None, target: str | None
+    ) -> ClientRecord:
+        """A client transaction for `request`, which gets its Via here."""
+        fallback = None
+        if target is None and flow is None:
+            target = _next_hop(request)
+        if flow is not None:
+            self._address(request, flow)
+            if flow.transport == "udp" and len(bytes(request)) > self.settings.mtu:
+                # 18.1.1: too large for a datagram; a connection to the same place
+                host, port = flow.remote
+                fallback, flow, target = flow, None, f"sip:{format_host(host)}:{port};transport=tcp"
+        else:
+            request.headers.remove("via")
+            request.headers.add_first("Via", f"SIP/2.0/UDP 0.0.0.0;branch={self._branch()}")
+        record = ClientRecord(request, user, flow, target)
+        record.fallback = fallback
+        reliable = None if flow is None else flow.reliable
+        timers = self.settings.timers
+        if request.method == "INVITE":
+            record.machine = InviteClientTransaction(request, make_ack, reliable=reliable, now=now, timers=timers)
+        else:
+            record.machine = NonInviteClientTransaction(request, reliable=reliable, now=now, timers=timers)
+        self._clients[record.key] = record
+        self._drive(record, now)
+        return record
+
+    def start_cancel(self, transaction: Any, request: Request, now: float) -> None:
+        """Send the CANCEL of an INVITE transaction where that went, in a transaction of its own."""
+        flow = transaction.flow
+        record = ClientRecord(request, _Nobody(), flow, transaction.target)
+        record.machine = NonInviteClientTransaction(
+            request, reliable=None if flow is None else flow.reliable, now=now, timers=self.settings.timers
+        )
+        self._clients[record.key] = record
+        self._drive(record, now)
+
+    def send_alone(self, request: Request, now: float, *, flow: Flow | None, target: str | None) -> Outgoing:
+        """Send a request without a transaction: the ACK of a 2xx. What it gives can be sent again."""
+        if flow is not None:
+            self._address(request, flow)
+        else:
+            request.headers.add_first("Via", f"SIP/2.0/UDP 0.0.0.0;branch={self._branch()}")
+            target = target or _next_hop(request)
+        outgoing = Outgoing(request, flow, target)
+        self._out.append(outgoing)
+        return outgoing
+
+    def send_again(self, outgoing: Outgoing) -> None:
+        """Send the same octets once more."""
+        self._out.append(outgoing)
+
+    def answer(self, transaction: ServerRecord, response: Response, now: float) -> Outgoing:
+        """Respond through a server transaction. What it gives can be sent again."""
+        outgoing = Outgoing(response, _way_back(transaction), transaction=transaction, is_request=False)
+        transaction.final = transaction.final or response.status >= 200
+        transaction.machine.respond(outgoing, response.status, now)
+        self._drive(transaction, now)
+        return outgoing
+
+    # --- messages that come in ------------------------------------------------------------------------
+
+    def _response_received(self, response: Response, flow: Flow, now: float) -> None:
+        record = self._clients.get(client_key(response))
+        if record is None:
+            log.debug("call-id=%s stray response %d", response.headers.call_id, response.status)
+            return
+        record.machine.receive(response, now)
+        self._drive(record, now, flow)
+
+    def _find_server(self, request: Request) -> tuple[ServerKey, ServerRecord | None]:
+        key = server_key(request)
+        return key, self._servers.get(key)
+
+    def _new_server(self, request: Request, flow: Flow, key: ServerKey, now: float) -> ServerRecord:
+        record = ServerRecord(request, flow, key)
+        timers = self.settings.timers
+        if request.method == "INVITE":
+            def trying() -> Outgoing:
+                response = request.response(100)
+                return Outgoing(response, _way_back(record), transaction=record, is_request=False)
+
+            record.machine = InviteServerTransaction(trying, reliable=flow.reliable, now=now, timers=timers)
+        else:
+            record.machine = NonInviteServerTransaction(reliable=flow.reliable, timers=timers)
+        self._servers[key] = record
+        headers = request.headers
+        if headers.to.tag is None and request.method != "CANCEL":
+            record.merge = (headers.call_id, headers.from_.tag or "", headers.cseq.number, request.method)
+            self._merges.setdefault(record.merge, record)
+        self.watch(record_timer(record, self))
+        return record
+
+    # --- the machines ---------------------------------------------------------------------------------
+
+    def _drive(self, record: ClientRecord | ServerRecord, now: float, flow: Flow | None = None) -> None:
+        """Carries out what a machine says, until it says nothing more."""
+        while events := record.machine.events():
+            for event in events:
+                match event:
+                    case Send(message):
+                        self._put(record, message)
+                    case Pass(response) if isinstance(record, ClientRecord):
+                        assert flow is not None or record.flow is not None
+                        record.user.on_response(record, response, flow or record.flow, now)  # type: ignore[arg-type]
+                    case TimedOut() | TransportFailed():
+                        cause = Cause.TIMEOUT if isinstance(event, TimedOut) else Cause.TRANSPORT
+                        self._failed(record, cause, now)
+        if record.machine.terminated:
+            self._forget(record)
+        else:
+            self.watch(record_timer(record, self))
+
+    def _failed(self, record: ClientRecord | ServerRecord, cause: Cause, now: float) -> None:
+        if isinstance(record, ClientRecord):
+            record.user.on_failure(record, cause, now)
+        elif record.session is not None and cause is Cause.TRANSPORT and record.request.method == "INVITE":
+            record.session.transport_failed(now)
+
+    def _put(self, record: ClientRecord | ServerRecord, message: Any) -> None:
+        if isinstance(message, Outgoing):
+            self._out.append(message)
+        elif isinstance(record, ClientRecord):
+            outgoing = Outgoing(message, record.flow, record.target, transaction=record, fallback=record.fallback)
+            record.fallback = None
+            self._out.append(outgoing)
+
+    def _forget(self, record: ClientRecord | ServerRecord) -> None:
+        if isinstance(record, ClientRecord):
+            if self._clients.get(record.key) is record:
+                del self._clients[record.key]
+            return
+        if self._servers.get(record.key) is record:
+            del self._servers[record.key]
+        if record.merge is not None and self._merges.get(record.merge) is record:
+            del self._merges[record.merge]
+
+    def _flow_gone(self, flow: Flow, now: float) -> None:
+        """Requests that wait for an answer over a flow that is gone have failed."""
+        for record in [r for r in self._clients.values() if r.flow == flow]:
+            if record.machine.state.name in ("CALLING", "TRYING", "PROCEEDING"):
+                self._forget(record)
+                record.user.on_failure(record, Cause.TRANSPORT, now)
+
+    # --- Via and Contact ------------------------------------------------------------------------------
+
+    def _branch(self) -> str:
+        return BRANCH_COOKIE + self.token().hex()
+
+    def _address(self, request: Request, flow: Flow) -> None:
+        """Via and Contact for a flow; the branch stays."""
+        headers = request.headers
+        branch = headers.top_via.branch if "via" in headers else None
+        host, port = self._listeners.get(flow.transport, flow.local)
+        if host in ("0.0.0.0", "::"):  # noqa: S104
+            host = flow.local[0]
+        headers.remove("via")
+        via = f"SIP/2.0/{flow.transport.upper()} {format_host(host)}:{port};branch={branch or self._branch()};rport"
+        headers.add_first("Via", via)
+        if request.method in _WITH_CONTACT and "contact" not in headers:
+            contact = self.contact(flow)
+            if request.uri.scheme == "sips" and flow.transport in ("tls", "wss"):
+                # 8.1.1.8; RFC 5630 3.1.4: a SIPS URI says TLS by itself
+                contact = contact.replace("<sip:", "<sips:", 1).replace(";transport=tls", "", 1)
+            headers.add("Contact", contact)
+        if self.settings.user_agent and "user-agent" not in headers:
+            headers.add("User-Agent", self.settings.user_agent)
+
+
+class _RecordTimer:
+    """A machine's deadline with what its events mean to the layer."""
+
+    __slots__ = ("layer", "record")
+
+    def __init__(self, record: ClientRecord | ServerRecord, layer: TransactionLayer) -> None:
+        self.record = record
+        self.layer = layer
+
+    @property
+    def scheduled(self) -> float | None:
+        return self.record.scheduled
+
+    @scheduled.setter
+    def scheduled(self, value: float | None) -> None:
+        self.record.scheduled = value
+
+    def next_timer(self) -> float | None:
+        return self.record.machine.next_timer()
+
+    def handle_timer(self, now: float) -> None:
+        self.record.machine.handle_timer(now)
+        self.layer._drive(self.record, now)
+
+
+def record_timer(record: ClientRecord | ServerRecord, layer: TransactionLayer) -> Timed:
+    """What the layer's clock watches for a record."""
+    return _RecordTimer(record, layer)
+
+
+def make_ack(request: Request, response: Response) -> Request:
+    """The ACK of a 300-699 (17.1.1.3): inside the INVITE's transaction, with its top Via."""
+    ack = Request("ACK", request.uri, Headers())
+    ack.headers.add("Via", request.headers.top_via)
+    for name in ("route", "from"):
+        ack.headers.copy_from(request.headers, name)
+    ack.headers.copy_from(response.headers, "to")
+    ack.headers.copy_from(request.headers, "call-id")
+    ack.headers.add("CSeq", f"{request.headers.cseq.number} ACK")
+    ack.headers.add("Max-Forwards", "70")
+    return ack
+
+
+def _next_hop(request: Request) -> str:
+    """The URI to resolve: the first loose route, else the Request-URI (8.1.2)."""
+    for route in request.headers.get_all("route")[:1]:
+        first = NameAddr.parse(route).uri
+        if isinstance(first, SipUri) and "lr" in first.params:
+            return str(first)
+    return str(request.uri)
+
+
+def stamp_source(request: Request, flow: Flow) -> None:
+    """received and rport in the top Via (18.2.1, RFC 3581 4)."""
+    via: Via = request.headers.top_via
+    host, port = flow.remote
+    changed = via
+    if "rport" in via.params:
+        changed = changed.with_param("rport", str(port)).with_param("received", format_host(host))
+    elif via.host.lower() != host:
+        changed = changed.with_param("received", format_host(host))
+    if changed is not via:
+        request.headers.replace_first("via", changed)
+
+
+def _way_back(record: ServerRecord) -> Flow:
+    """The flow of the responses (18.2.2): the connection; for a datagram, the source's address, with the port of
+    the top Via unless the sender asked for its own (RFC 3581)."""
+    flow = record.flow
+    if flow.reliable:
+        return flow
+    via = record.request.headers.top_via
+    if "rport" in via.params:
+        return flow
+    return flow.toward((flow.remote[0], via.port or 5060))

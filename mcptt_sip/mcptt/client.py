@@ -1,0 +1,587 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MCPTT client: registers, initiates temporary group calls, is invited to them.
+
+::
+
+    async with McpttClient.login("sip:alice@mcx.example", ...) as alice:
+        regroup = await alice.regroup(["sip:bob@mcx.example"])
+        await regroup.add("sip:carol@mcx.example")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from mcptt_sip.auth import DigestCredentials
+from mcptt_sip.body import Part, build_multipart
+from mcptt_sip.errors import RegistrationFailed, SipError
+from mcptt_sip.incoming import RequestReceived, ServerRequest
+from mcptt_sip.mcptt import documents
+from mcptt_sip.mcptt.call import (
+    CallSettings,
+    InitiatedRegroup,
+    Regroup,
+)
+from mcptt_sip.mcptt.contents import (
+    CLIENT_HEADERS,
+    FEATURE_TAGS,
+    INFO_PACKAGE,
+    Contents,
+    SipFragment,
+    read_contents,
+    warning_header,
+    warning_of,
+)
+from mcptt_sip.mcptt.distribution import DistributionSettings, KeyDistribution
+from mcptt_sip.mcptt.documents import McpttInfo
+from mcptt_sip.mcptt.invitation import Invitation, read_invitation
+from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MIKEY, GroupTerms
+from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
+from mcptt_sip.mcptt.policy import warning_text
+from mcptt_sip.message import Request, Response
+from mcptt_sip.outgoing import ClientRequest, RequestFailed, ResponseReceived
+from mcptt_sip.session import (
+    Answered,
+    Ended,
+    InviteReceived,
+    InviteSession,
+    Progressed,
+    Refused,
+)
+from mcptt_sip.stack import SipStack, StackSettings
+from mcptt_sip.subscription import Notified, Subscription, SubscriptionEnded
+from mcptt_sip.trace import TraceSink
+from mcptt_sip.transport import TransportSettings
+from mcptt_sip.uri import SipUri
+from mcptt_sip.useragent import UserAgent
+from media.endpoint import MemberMedia
+from media.srtp import SrtpKey
+from mikey import Keyring, KeyType, MikeyError, ReplayCache, TransportKey, seal, srtp_keys
+
+log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """What a client may set. Times in seconds."""
+
+    server: str  # the server's public service identity, e.g. sip:mcptt@mcx.example
+    proxy: str  # where requests are sent, e.g. sip:127.0.0.1:5060;transport=tcp
+    username: str
+    password: str = field(repr=False)
+    #: (transport, host, port) to be reached at beside the connection to the proxy; port 0: any
+    listen: tuple[tuple[str, str, int], ...] = (("udp", "127.0.0.1", 0),)
+    host: str = "127.0.0.1"  # local address of media
+    expires: int = 600
+    acknowledgement: str = "required"
+    call: CallSettings = CallSettings()
+    distribution: DistributionSettings = DistributionSettings()
+    agent: TransportSettings = TransportSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class _Roster:
+    """Awaits one conference document."""
+
+    answer: asyncio.Future[bytes | None]
+
+    def set(self, body: bytes | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(body)
+
+
+RegroupHandler = Callable[[Invitation], Awaitable[None]]
+EventSink = Callable[[str, dict[str, Any]], None]
+KeyObserver = Callable[[str, TransportKey], None]
+MediaTrace = Callable[[str, bool, tuple[str, int], tuple[str, int], bytes, float], None]
+
+
+class McpttClient:
+    """One user's client. See :meth:`login`.
+
+    :param keyring: the user's validated key sets and the KMS certificates that he trusts
+    :param replay: remembers accepted I_MESSAGEs, in one transaction with their keys
+    :param on_event: told everything that happens, as (name, details); must not block
+    :param media_trace: told every media and floor datagram, see :class:`media.endpoint.MemberMedia`
+    :param key_observer: told every group key that is installed, as (group, key); for tests and captures only
+    """
+
+    #: what a call is made of; a test may put a faulty one here
+    member_class: type[Regroup] = Regroup
+    initiated_class: type[InitiatedRegroup] = InitiatedRegroup
+
+    def __init__(
+        self,
+        uri: str,
+        settings: ClientSettings,
+        *,
+        keyring: Keyring,
+        replay: ReplayCache,
+        clock: Callable[[], float] = time.time,
+        random: Callable[[int], bytes] = os.urandom,
+        trace: TraceSink | None = None,
+        on_event: EventSink | None = None,
+        media_trace: MediaTrace | None = None,
+        key_observer: KeyObserver | None = None,
+    ) -> None:
+        self.uri = uri
+        self.settings = settings
+        self.keyring = keyring
+        self.replay = replay
+        self.domain = SipUri.parse(uri).host
+        self.now = clock
+        self.random = random
+        self.client_id = f"urn:uuid:{_uuid(random(16))}"
+        self.csk = TransportKey.generate(KeyType.CSK, random=random)
+        self.calls: dict[str, Regroup] = {}
+        #: (transport, host, port) of each listener, once started
+        self.addresses: list[tuple[str, str, int]] = []
+        self._handler: RegroupHandler | None = None
+        self._sink = on_event
+        self._media_trace = media_trace
+        self.key_observer = key_observer
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._credentials = DigestCredentials(settings.username, settings.password)
+        params = tuple(item.partition("=")[::2] for item in FEATURE_TAGS.split(";"))
+        stack = SipStack(
+            StackSettings(
+                user=SipUri.parse(uri).user,
+                contact_params=tuple((name, value or None) for name, value in params),
+                accept=("application/sdp", "multipart/mixed", "multipart/*", MIKEY, ACKNOWLEDGEMENT),
+            ),
+            token=lambda: random(8),
+        )
+        self.stack = stack
+        self._agent = UserAgent(stack, on_event=self._on_event, clock=clock, trace=trace, settings=settings.agent)
+        self._renewal: asyncio.Task[None] | None = None
+
+    # --- life -----------------------------------------------------------------------------------------
+
+    @classmethod
+    @asynccontextmanager
+    async def login(
+        cls, uri: str, settings: ClientSettings, **parts: Any
+    ) -> AsyncIterator[McpttClient]:
+        """A registered client for the length of the block; it ends its calls and unregisters at the end."""
+        client = cls(uri, settings, **parts)
+        await client.start()
+        try:
+            yield client
+        finally:
+            await client.aclose()
+
+    async def start(self) -> None:
+        """Binds, connects to the server, registers. Raises :class:`RegistrationFailed`."""
+        try:
+            for transport, host, port in self.settings.listen:
+                self.addresses.append((transport, *await self._agent.listen(transport, host, port)))
+            await self._register(self.settings.expires)
+        except BaseException:
+            await self._agent.close()
+            raise
+        self._renewal = asyncio.ensure_future(self._keep_registered())
+
+    async def aclose(self) -> None:
+        """Leaves every call, unregisters, lets go of sockets."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        for call in list(self.calls.values()):
+            await call.leave()
+        try:
+            await self._register(0)
+        except SipError as error:
+            log.info("user=%s not unregistered: %s", self.uri, error)
+        for task in list(self._tasks):
+            task.cancel()
+        await self._agent.close()
+
+    async def _register(self, expires: int) -> None:
+        """REGISTER with the CSK sealed to the server (rule 18)."""
+        body, content_type = b"", None
+        if expires:
+            sealed = seal(
+                self.csk, sender=self.uri, recipient=self.settings.server, keyring=self.keyring,
+                now=self.now(), random=self.random,
+            )
+            info = McpttInfo(client_id=self.client_id)
+            content_type, body = build_multipart(
+                [Part(documents.MCPTT_INFO, info.encode()), Part(MIKEY, sealed.octets)], self.token
+            )
+        request = self.stack.compose(
+            "REGISTER",
+            f"sip:{self.domain}",
+            from_=f"<{self.uri}>",
+            to=f"<{self.uri}>",
+            headers=[*CLIENT_HEADERS, ("Expires", str(expires))],
+            body=body,
+            content_type=content_type,
+        )
+        response = await self._request(request)
+        if response is None or response.status >= 300:
+            outcome = "no answer" if response is None else f"{response.status} {warning_of(response) or ''}".rstrip()
+            raise RegistrationFailed(f"REGISTER of {self.uri} failed: {outcome}", response)
+        self.emit("registered" if expires else "unregistered", user=self.uri)
+
+    async def _keep_registered(self) -> None:
+        while True:
+            await self.sleep(self.settings.expires * 0.8)
+            try:
+                await self._register(self.settings.expires)
+            except SipError as error:
+                log.warning("user=%s registration not renewed: %s", self.uri, error)
+                self.emit("registration-lost", reason=str(error))
+
+    # --- calls ----------------------------------------------------------------------------------------
+
+    async def regroup(self, users: Sequence[str], *, acknowledgement: str | None = None) -> InitiatedRegroup:
+        """Initiates a temporary group call with ``users``: the first by INVITE, the others by REFER.
+
+        Returns when the server has answered and the first key is proved; the others are being added then,
+        and a failed add is an event of the call. Raises :class:`RegroupFailed`.
+        """
+        if not users:
+            raise ValueError("a regroup call names at least one user")
+        regroup = await self.start_regroup(users[0], acknowledgement=acknowledgement)
+        for user in users[1:]:
+            self.spawn(self._add_later(regroup, user))
+        return regroup
+
+    async def start_regroup(self, user: str, *, acknowledgement: str | None = None) -> InitiatedRegroup:
+        regroup = await self.prepare_regroup(acknowledgement)
+        await self.establish(regroup, user)
+        return regroup
+
+    async def prepare_regroup(self, acknowledgement: str | None = None) -> InitiatedRegroup:
+        """A call with its group id and media sockets, before anything is sent."""
+        group = f"sip:tmp-{self.random(16).hex()}@{self.domain}"
+        media = await self._open_media()
+        distribution = KeyDistribution(
+            group,
+            self.uri,
+            GroupTerms(acknowledgement or self.settings.acknowledgement),
+            seal=self._seal,
+            verify=self._verify,
+            random=self.random,
+            settings=self.settings.distribution,
+        )
+        regroup = self.initiated_class(self, group, media, distribution, self.settings.call)
+        self._attach(regroup, media)
+        return regroup
+
+    async def establish(self, regroup: InitiatedRegroup, user: str) -> None:
+        try:
+            await regroup.establish(user)
+        except BaseException:
+            await regroup.abandon()
+            raise
+
+    async def _add_later(self, regroup: InitiatedRegroup, user: str) -> None:
+        try:
+            await regroup.add(user)
+        except SipError as error:
+            log.info("group=%s %s", regroup.group, error)
+
+    def _seal(self, key: TransportKey, recipient: str, now: float) -> Any:
+        return seal(
+            key, sender=self.uri, recipient=recipient, keyring=self.keyring, now=now, random=self.random
+        )
+
+    def _verify(self, user: str, octets: bytes, signature: bytes, at: float) -> None:
+        self.keyring.verify_signature(octets, signature, user, at)
+
+    def sign(self, octets: bytes) -> bytes:
+        """This user's ECCSI signature."""
+        return self.keyring.key_set_for(self.uri, self.now()).sign(octets)
+
+    def on_regroup(self, handler: RegroupHandler) -> RegroupHandler:
+        """Registers who is asked about an invitation whose signature, key and terms are in order."""
+        self._handler = handler
+        return handler
+
+    # --- being invited (step 5) -----------------------------------------------------------------------
+
+    def _invited(self, session: InviteSession) -> None:
+        try:
+            invitation = read_invitation(self, session)
+        except (SipError, MikeyError, ValueError) as error:
+            # one answer for every reason: what exactly failed stays in the local log
+            log.warning("call-id=%s invitation refused: %s: %s", session.call_id, type(error).__name__, error)
+            self.emit("invitation-refused", call_id=session.call_id, reason=type(error).__name__)
+            session.reject(488, headers=self.key_refusal(), now=self.now())
+            return
+        self.emit(
+            "invited", group=invitation.group, user=invitation.initiator, call_id=session.call_id,
+            gmk_id=f"{invitation.opened.key.key_id:08x}",
+        )
+        if self._handler is None or invitation.group in self.calls:
+            session.reject(486, now=self.now())
+            return
+        self.spawn(self._ask(invitation))
+
+    async def _ask(self, invitation: Invitation) -> None:
+        assert self._handler is not None
+        try:
+            await self._handler(invitation)
+        except SipError as error:
+            log.warning("group=%s invitation: %s", invitation.group, error)
+
+    def key_refusal(self) -> list[tuple[str, object]]:
+        return warning_header(self.domain, warning_text(136))
+
+    async def accept(self, invitation: Invitation) -> Regroup:
+        media = await self._open_media()
+        regroup = self.member_class(self, invitation.group, invitation.initiator, media, invitation.terms)
+        self._attach(regroup, media)
+        regroup.session = invitation.session
+        contacts = invitation.session.request.headers.contact
+        regroup.session_identity = str(contacts[0].uri) if contacts else None
+        invitation.session.context = regroup
+        regroup.install(invitation.opened.key, invitation.opened.timestamp)
+        theirs = GroupMediaDescription.decode(invitation.contents.sdp)
+        media.connect(theirs.audio, theirs.floor)
+        parts = [Part("application/sdp", self.describe(media).encode())]
+        if invitation.terms.acknowledgement != "none":
+            parts.append(Part(ACKNOWLEDGEMENT, regroup.acknowledgement(invitation.opened)))
+        content_type, body = build_multipart(parts, self.token)
+        invitation.session.accept(
+            headers=[("Recv-Info", INFO_PACKAGE)], body=body, content_type=content_type, now=self.now()
+        )
+        self.transmit()
+        regroup.emit("joined", user=invitation.initiator)
+        return regroup
+
+    async def _open_media(self) -> MemberMedia:
+        master, salt = srtp_keys(self.csk, csb_id=self.csk.key_id, cs_id=6)
+        csk = SrtpKey(master.reveal(), salt.reveal(), self.csk.mki(self.csk.key_id))
+        media = await MemberMedia.open(self.settings.host, user=self.uri, clock=self.now)
+        media.set_csk(csk)
+        media.trace = self._media_trace
+        return media
+
+    def _attach(self, regroup: Regroup, media: MemberMedia) -> None:
+        self.calls[regroup.group] = regroup
+        media.find_key = regroup.find_key
+        media.talker_guk_ids = regroup.talker_guk_ids
+        media.on_event = regroup.on_media_event
+
+    def describe(self, media: MemberMedia) -> GroupMediaDescription:
+        return GroupMediaDescription(audio=media.audio_address, floor=media.floor_address, ssrc=media.ssrc)
+
+    def forget(self, regroup: Regroup) -> None:
+        self.calls.pop(regroup.group, None)
+
+    # --- SIP ------------------------------------------------------------------------------------------
+
+    def invite(self, regroup: Regroup, parts: Sequence[Part]) -> InviteSession:
+        content_type, body = build_multipart(list(parts), self.token)
+        session = self.stack.invite(
+            self.settings.server,
+            from_=f"<{self.uri}>",
+            headers=[
+                *CLIENT_HEADERS,
+                ("Answer-Mode", "Auto"),
+                ("Resource-Priority", "mcpttp.5"),
+                ("Recv-Info", INFO_PACKAGE),
+                ("Require", "recipient-list-invite"),
+            ],
+            body=body,
+            content_type=content_type,
+            now=self.now(),
+            target=self.settings.proxy,
+            credentials=self._credentials,
+            context=regroup,
+        )
+        self.transmit()
+        return session
+
+    async def refer(self, regroup: InitiatedRegroup, refer_to: str, parts: Iterable[Part]) -> SipFragment:
+        """One REFER and its outcome: the final sipfrag, or the REFER's own refusal."""
+        session = regroup.session
+        if session is None or regroup.session_identity is None:
+            return SipFragment(487)
+        body, content_type = b"", None
+        if parts:
+            content_type, body = build_multipart(list(parts), self.token)
+        outcome: asyncio.Future[SipFragment] = asyncio.get_running_loop().create_future()
+        dialog = f"{session.call_id};local-tag={session.remote_tag};remote-tag={session.local_tag}"
+        self.stack.refer(
+            regroup.session_identity,
+            refer_to,
+            from_=f"<{self.uri}>",
+            headers=[
+                *CLIENT_HEADERS,
+                ("Require", "tdialog"),
+                ("Target-Dialog", dialog),
+                ("Referred-By", f"<{self.uri}>"),
+            ],
+            body=body,
+            content_type=content_type,
+            now=self.now(),
+            target=self.settings.proxy,
+            credentials=self._credentials,
+            context=outcome,
+        )
+        self.transmit()
+        try:
+            async with asyncio.timeout(self.settings.call.add_timeout):
+                return await outcome
+        except TimeoutError:
+            return SipFragment(408)
+
+    async def send_in(self, regroup: Regroup, method: str, content_type: str, body: bytes) -> Response | None:
+        """A request in the call's dialog; ``None`` when no answer came."""
+        if regroup.session is None:
+            return None
+        request = regroup.session.send(method, body=body, content_type=content_type, now=self.now())
+        return await self._final(request)
+
+    async def roster(self, regroup: Regroup) -> tuple[str, ...]:
+        """Who is in the call, as the server says (RFC 4575): an assertion of the server, and no proof."""
+        if regroup.session_identity is None:
+            raise SipError("the call has no session identity")
+        answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self.stack.subscribe(
+            regroup.session_identity, event="conference", from_=f"<{self.uri}>", expires=0, now=self.now(),
+            headers=[*CLIENT_HEADERS, ("Accept", documents.CONFERENCE_INFO)], target=self.settings.proxy,
+            credentials=self._credentials, context=_Roster(answer),
+        )
+        self.transmit()
+        body = await answer
+        if body is None:
+            raise SipError("the server gives no roster")
+        return tuple(user.entity for user in documents.ConferenceInfo.decode(body).users)
+
+    async def _request(self, request: Request) -> Response | None:
+        return await self._final(
+            self.stack.request(
+                request, self.now(), target=self.settings.proxy, credentials=self._credentials
+            )
+        )
+
+    async def _final(self, request: ClientRequest) -> Response | None:
+        answer: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
+        request.context = answer
+        self.transmit()
+        return await answer
+
+    def transmit(self) -> None:
+        """Lets the edge send what the stack has to say."""
+        self._agent.transmit()
+
+    def token(self) -> bytes:
+        return self.random(8)
+
+    def contents_of(self, message: Request | Response) -> Contents:
+        return read_contents(message)
+
+    # --- events of the stack --------------------------------------------------------------------------
+
+    def _on_event(self, event: object, _now: float) -> None:
+        match event:
+            case InviteReceived(session):
+                self._invited(session)
+            case Progressed(session, response) if isinstance(session.context, InitiatedRegroup):
+                session.context.on_progress(response)
+            case Answered(session, response) if isinstance(session.context, InitiatedRegroup):
+                session.context.on_answered(response)
+            case Refused(session, response, cause) if isinstance(session.context, InitiatedRegroup):
+                session.context.on_refused(response, cause)
+            case Ended(session, cause, request) if isinstance(session.context, Regroup):
+                session.context.on_session_ended(cause, request)
+            case RequestReceived(incoming):
+                self._requested(incoming)
+            case ResponseReceived(request, response) if response.status >= 200:
+                self._answered_request(request, response)
+            case RequestFailed(request, _):
+                self._answered_request(request, None)
+            case Notified(subscription, request):
+                self._notified(subscription, request)
+            case SubscriptionEnded(subscription, _, _) if isinstance(subscription, Subscription):
+                if isinstance(subscription.context, _Roster):
+                    subscription.context.set(None)
+                elif isinstance(subscription.context, asyncio.Future) and not subscription.context.done():
+                    subscription.context.set_result(SipFragment(408))
+            case _:
+                log.debug("user=%s event %s", self.uri, type(event).__name__)
+
+    @staticmethod
+    def _answered_request(request: ClientRequest, response: Response | None) -> None:
+        context = request.context
+        if isinstance(context, asyncio.Future) and not context.done():
+            if request.request.method != "REFER":
+                context.set_result(response)
+            elif response is None or response.status >= 300:
+                warning = warning_of(response) if response is not None else None
+                context.set_result(SipFragment(response.status if response else 408, warning))
+
+    def _notified(self, subscription: Subscription, request: Request) -> None:
+        outcome = subscription.context
+        if isinstance(outcome, _Roster):
+            outcome.set(request.body)
+            return
+        if not isinstance(outcome, asyncio.Future) or outcome.done():
+            return
+        try:
+            fragment = SipFragment.decode(request.body)
+        except SipError as error:
+            log.warning("user=%s NOTIFY: %s", self.uri, error)
+            return
+        if fragment.status >= 200:
+            outcome.set_result(fragment)
+
+    def _requested(self, incoming: ServerRequest) -> None:
+        session = incoming.session
+        regroup = session.context if session is not None else None
+        method = incoming.request.method
+        if method == "OPTIONS":
+            incoming.respond(200, now=self.now())
+            return
+        if method not in ("MESSAGE", "INFO") or not isinstance(regroup, Regroup):
+            incoming.respond(403 if method in ("MESSAGE", "INFO") else 405, now=self.now())
+            return
+        try:
+            contents = read_contents(incoming.request)
+        except SipError as error:
+            incoming.respond(getattr(error, "status", 400), now=self.now())
+            return
+        if contents.mikey is not None and method == "MESSAGE":
+            regroup.on_key_message(incoming, contents)
+        elif contents.acknowledgements and isinstance(regroup, InitiatedRegroup):
+            for octets in contents.acknowledgements:
+                regroup.on_acknowledgement(octets)
+            incoming.respond(200, now=self.now())
+        else:
+            incoming.respond(415, now=self.now())
+
+    # --- small things ---------------------------------------------------------------------------------
+
+    def emit(self, name: str, **details: Any) -> None:
+        if self._sink is not None:
+            self._sink(name, details)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs ``work`` beside everything else; a failure is logged, never lost."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("user=%s", self.uri, exc_info=task.exception())
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def _uuid(octets: bytes) -> str:
+    import uuid
+
+    return str(uuid.UUID(bytes=octets, version=4))

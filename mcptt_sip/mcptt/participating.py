@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The participating MCPTT function: who a request comes from, and where a user can be reached; sans-IO.
+
+It authenticates (digest), binds an MCPTT ID to its registration, and takes in the client-server key (CSK) that
+comes with the REGISTER, sealed by the authenticated user for this server (security rule 18).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mcptt_sip.auth import DigestAuthenticator, Verdict
+from mcptt_sip.errors import SipError
+from mcptt_sip.flow import Flow
+from mcptt_sip.headers import NameAddr
+from mcptt_sip.mcptt.contents import Headers, read_contents, warning_header
+from mcptt_sip.mcptt.keying import KeyingError, i_message
+from mcptt_sip.mcptt.policy import Policy, UserProfile, warning_text
+from mcptt_sip.message import Request
+from mcptt_sip.registrar import Registrar
+from mikey import Keyring, KeyType, MikeyError, ReplayCache, TransportKey, unseal
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a user can be reached: his registered contact, its flow, and the CSK of that registration."""
+
+    user: str
+    contact: str
+    flow: Flow
+    csk: TransportKey
+    client_id: str
+    priority: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A final answer that a request gets instead of being served."""
+
+    status: int
+    headers: Headers
+    because: str
+
+
+class ParticipatingFunction:
+    """Registrations of one server, and the identity behind each request.
+
+    :param csk_keys: the server's own key sets and the KMS certificates it trusts
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: str,
+        domain: str,
+        policy: Callable[[], Policy],
+        registrar: Registrar,
+        csk_keys: Keyring,
+        replay: ReplayCache,
+        token: Callable[[], bytes],
+    ) -> None:
+        self.identity = identity
+        self.domain = domain
+        self._policy = policy
+        self._registrar = registrar
+        self._keys = csk_keys
+        self._replay = replay
+        self._destinations: dict[str, Destination] = {}
+        self._digest = DigestAuthenticator(domain, self._password, token, algorithms=("SHA-256",))
+
+    def _password(self, username: str) -> str | None:
+        profile = self._policy().by_username(username)
+        return profile.password if profile is not None and profile.password else None
+
+    # --- who is it ------------------------------------------------------------------------------------
+
+    def authenticate(self, request: Request, now: float) -> UserProfile | Answer:
+        """The user whose digest stands in ``request``, who must also be the one in its From."""
+        verdict, username = self._digest.check(request, now)
+        if verdict is not Verdict.GOOD or username is None:
+            stale = verdict is Verdict.STALE
+            return Answer(401, list(self._digest.challenge(now, stale=stale)), verdict.value)
+        profile = self._policy().by_username(username)
+        if profile is None:
+            return Answer(404, self._warning(141), f"{username} has no profile")
+        claimed = str(NameAddr.parse(request.headers.get("From") or "").uri)
+        if claimed != profile.uri:
+            return Answer(403, self._warning(100), f"{profile.uri} claims to be {claimed}")
+        return profile
+
+    # --- where is he ----------------------------------------------------------------------------------
+
+    def register(self, request: Request, flow: Flow, profile: UserProfile, now: float) -> Answer:
+        """A REGISTER of an authenticated user: his binding, and the CSK of this registration."""
+        if str(request.headers.to.uri) != profile.uri:
+            return Answer(403, self._warning(100), f"{profile.uri} registers {request.headers.to.uri}")
+        try:
+            contents = read_contents(request)
+            csk = self._open_csk(contents.mikey, profile.uri, now)
+        except (SipError, MikeyError, KeyingError) as error:
+            return Answer(488, self._warning(136), f"CSK of {profile.uri}: {error}")
+        outcome = self._registrar.register(request, flow, now)
+        if outcome.status >= 300:
+            return Answer(outcome.status, list(outcome.headers), "registrar")
+        bindings = self._registrar.bindings(profile.uri, now)
+        held = self._destinations.get(profile.uri)
+        if not bindings:
+            self._destinations.pop(profile.uri, None)
+        elif csk is not None:
+            newest = max(bindings, key=lambda binding: binding.registered)
+            self._destinations[profile.uri] = Destination(
+                profile.uri, str(newest.contact), flow, csk, contents.info.client_id or "",
+                profile.user_priority,
+            )
+        elif held is None or held.flow != flow:
+            return Answer(403, self._warning(100), f"{profile.uri} registers without a CSK")
+        log.info("call-id=%s user=%s registered bindings=%d", request.headers.call_id, profile.uri, len(bindings))
+        return Answer(200, list(outcome.headers), "registered")
+
+    def _open_csk(self, octets: bytes | None, user: str, now: float) -> TransportKey | None:
+        if octets is None:
+            return None
+        opened = unseal(
+            i_message(octets),
+            sender_uri=user,
+            me=self.identity,
+            keyring=self._keys,
+            now=now,
+            replay=self._replay,
+            expect_type=KeyType.CSK,
+        )
+        return opened.key
+
+    def locate(self, user: str, now: float) -> Destination | None:
+        """Where to send an invitation, ``None`` when the user is not registered."""
+        destination = self._destinations.get(user)
+        if destination is None or not self._registrar.bindings(user, now):
+            return None
+        return destination
+
+    def flow_lost(self, flow: Flow, now: float) -> None:
+        """A registration over a flow that is gone reaches nobody."""
+        for user, destination in list(self._destinations.items()):
+            if destination.flow == flow:
+                del self._destinations[user]
+                log.info("user=%s flow lost", user)
+        self._registrar.flow_lost(flow, now)
+
+    def _warning(self, code: int) -> Headers:
+        return warning_header(self.domain, warning_text(code))

@@ -1,0 +1,486 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controlling function's side of a temporary group call, as two tables; sans-IO.
+
+:class:`TemporaryGroupCall` follows the ten steps of the proposal: what arrives from the initiator, the
+members and the clock goes in by methods; what is to be done comes out of :meth:`~TemporaryGroupCall.events`
+as orders (invite this user, answer the initiator, tell him how an add ended, …). It holds no key, no
+socket and no clock; an I_MESSAGE passes through in the order that carries it and is not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from mcptt_sip.mcptt.policy import WARNINGS, warning_text
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCondition:
+    """Step 9: when the initiator's INVITE is answered: ``first``, ``quorum:N`` or ``all``."""
+
+    name: str = "first"
+    quorum: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> AnswerCondition:
+        if text in ("first", "all"):
+            return cls(text)
+        kind, _, number = text.partition(":")
+        if kind == "quorum" and number.isdecimal() and int(number) > 0:
+            return cls("quorum", int(number))
+        raise ValueError(f"{text!r} is not first, all or quorum:N")
+
+    def met(self, connected: int, invited: int) -> bool:
+        """``connected`` members have accepted, ``invited`` have not answered yet."""
+        if self.name == "all":
+            return connected > 0 and invited == 0
+        return connected >= self.quorum
+
+
+@dataclass(frozen=True, slots=True)
+class RegroupSettings:
+    """What an operator may set of a temporary group call. Times are seconds."""
+
+    answer_condition: AnswerCondition = AnswerCondition()
+    #: TNG1: after this long the initiator is answered with those who accepted, or the call is abandoned
+    answer_time_limit: float = 30.0
+    proceed_at_time_limit: bool = True
+    #: how long one user may ring
+    ring_time_limit: float = 60.0
+    max_participants: int = 1000
+    #: TNG3, the longest a call may last
+    max_duration: float = 4 * 3600.0
+    #: a call whose initiator is gone goes on under the key it has; nobody can add or rekey any more
+    keep_without_initiator: bool = True
+
+
+class CallState(Enum):
+    INVITING = auto()
+    RUNNING = auto()
+    RELEASED = auto()
+
+
+class MemberState(Enum):
+    INVITED = auto()
+    CONNECTED = auto()
+    GONE = auto()
+
+
+class On(Enum):
+    """What can happen to the call."""
+
+    CONDITION_MET = auto()
+    NOBODY_LEFT_TO_WAIT_FOR = auto()
+    TNG1_PROCEED = auto()
+    TNG1_ABANDON = auto()
+    TNG3 = auto()
+    INITIATOR_CANCELLED = auto()
+    INITIATOR_RELEASED = auto()
+    INITIATOR_LEFT = auto()
+    ALONE = auto()
+
+
+class OnMember(Enum):
+    """What can happen to one user's membership."""
+
+    ADDED = auto()
+    ACCEPTED = auto()
+    REFUSED = auto()
+    RANG_TOO_LONG = auto()
+    REMOVED = auto()
+    LEFT = auto()
+
+
+# --- orders ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AffiliateInitiator:
+    """Step 3."""
+
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class UndoAffiliation:
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class InviteMember:
+    """Step 4 (and 8): ``key`` is the initiator's I_MESSAGE, octet for octet as it came."""
+
+    user: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerInitiator:
+    """Step 9. Warnings are MC codes; acknowledgements pass on opaquely."""
+
+    acknowledgements: tuple[bytes, ...]
+    warnings: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseInitiator:
+    status: int
+    warning: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportAdd:
+    """The outcome of a REFER, for its NOTIFY. ``handle`` is what the caller gave with it."""
+
+    handle: object
+    user: str
+    status: int
+    warning: str | None = None
+    acknowledgement: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PassAcknowledgement:
+    """An acknowledgement that no answer can carry any more: to the initiator by INFO."""
+
+    user: str
+    acknowledgement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseMember:
+    """BYE, or CANCEL while the user has not answered."""
+
+    user: str
+    answered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseInitiator:
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class RosterChanged:
+    """``users`` are those connected now, the initiator included."""
+
+    users: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallReleased:
+    cause: str
+
+
+Order = (
+    AffiliateInitiator
+    | UndoAffiliation
+    | InviteMember
+    | AnswerInitiator
+    | RefuseInitiator
+    | ReportAdd
+    | PassAcknowledgement
+    | ReleaseMember
+    | ReleaseInitiator
+    | RosterChanged
+    | CallReleased
+)
+
+
+@dataclass(slots=True)
+class Member:
+    """One named user. ``report`` is the handle of the REFER that asked for him, until it is answered."""
+
+    user: str
+    state: MemberState = MemberState.GONE
+    report: object | None = None
+    rings_until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What came with an event of a member."""
+
+    status: int = 200
+    warning: str | None = None
+    acknowledgement: bytes | None = None
+    key: bytes = b""
+    handle: object | None = None
+
+
+class TemporaryGroupCall:
+    """One temporary group call as its controlling function sees it.
+
+    The caller has authenticated and authorised what it passes in (steps 2 and 7); this machine decides
+    what follows. ``group`` is the temporary group id that client 1 proposed.
+    """
+
+    def __init__(
+        self, group: str, initiator: str, *, now: float, settings: RegroupSettings | None = None
+    ) -> None:
+        self.group = group
+        self.initiator = initiator
+        self.settings = settings or RegroupSettings()
+        self.state = CallState.INVITING
+        self.members: dict[str, Member] = {}
+        self.initiator_present = True
+        self._acknowledgements: list[bytes] = []
+        self._last_refusal: tuple[int, str | None] = (480, None)
+        self._out: list[Order] = []
+        self._tng1: float | None = now + self.settings.answer_time_limit
+        self._tng3: float | None = now + self.settings.max_duration
+
+    # --- what arrives ---------------------------------------------------------------------------------
+
+    def start(self, user: str, key: bytes, now: float) -> None:
+        """Steps 3 and 4: the initiator's INVITE, already authorised, names ``user``."""
+        self._out.append(AffiliateInitiator(self.initiator))
+        self._on_member(OnMember.ADDED, user, now, _Outcome(key=key))
+
+    def add(self, user: str, key: bytes, handle: object, now: float) -> None:
+        """Step 7: one REFER, already authorised. Its outcome comes as :class:`ReportAdd`."""
+        if self.state is CallState.RELEASED:
+            self._out.append(ReportAdd(handle, user, 481, warning_text(137)))
+            return
+        if user == self.initiator or self._state_of(user) is not MemberState.GONE:
+            self._out.append(ReportAdd(handle, user, 486, warning_text(123)))
+            return
+        if len(self.connected) + len(self.invited) + 1 >= self.settings.max_participants:
+            self._out.append(ReportAdd(handle, user, WARNINGS[122][0], warning_text(122)))
+            return
+        self._on_member(OnMember.ADDED, user, now, _Outcome(key=key, handle=handle))
+
+    def accepted(self, user: str, acknowledgement: bytes | None, now: float) -> None:
+        """Step 6: the user's 200, with his acknowledgement when it has one."""
+        self._on_member(OnMember.ACCEPTED, user, now, _Outcome(acknowledgement=acknowledgement))
+
+    def refused(self, user: str, status: int, warning: str | None, now: float) -> None:
+        """A final answer that is no 2xx, or 408 when there was none. Ends nothing but this invitation."""
+        self._on_member(OnMember.REFUSED, user, now, _Outcome(status=status, warning=warning))
+
+    def left(self, user: str, now: float) -> None:
+        """A member's BYE, or his leg is dead."""
+        self._on_member(OnMember.LEFT, user, now, _Outcome(status=487))
+
+    def remove(self, user: str, handle: object, now: float) -> None:
+        """A REFER with method BYE. Removing who is not there succeeds: the wish is fulfilled."""
+        if user == self.initiator:
+            self._out.append(ReportAdd(handle, user, 403, warning_text(190)))
+            return
+        self._on_member(OnMember.REMOVED, user, now, _Outcome(status=487))
+        self._out.append(ReportAdd(handle, user, 200))
+
+    def initiator_cancelled(self, now: float) -> None:
+        self._on(On.INITIATOR_CANCELLED, now)
+
+    def initiator_left(self, *, release: bool, now: float) -> None:
+        """The initiator's BYE (``release``: with the Reason that ends it for all), or his leg is dead."""
+        everybody = release or self.state is CallState.INVITING or not self.settings.keep_without_initiator
+        self.initiator_present = False
+        self._on(On.INITIATOR_RELEASED if everybody else On.INITIATOR_LEFT, now)
+        self._alone(now)
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def next_timer(self) -> float | None:
+        due = [self._tng1, self._tng3, *(m.rings_until for m in self.members.values())]
+        return min((at for at in due if at is not None), default=None)
+
+    def handle_timer(self, now: float) -> None:
+        for member in list(self.members.values()):
+            if member.rings_until is not None and member.rings_until <= now:
+                self._on_member(OnMember.RANG_TOO_LONG, member.user, now, _Outcome(status=408))
+        if self._tng1 is not None and self._tng1 <= now:
+            self._tng1 = None
+            proceed = self.settings.proceed_at_time_limit and bool(self.connected)
+            self._on(On.TNG1_PROCEED if proceed else On.TNG1_ABANDON, now)
+        if self._tng3 is not None and self._tng3 <= now:
+            self._tng3 = None
+            self._on(On.TNG3, now)
+
+    def events(self) -> list[Order]:
+        """The orders since the last call, in the order to carry them out."""
+        out, self._out = self._out, []
+        return out
+
+    # --- who is in ------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> tuple[str, ...]:
+        """Members who accepted; the initiator is not among them."""
+        return tuple(m.user for m in self.members.values() if m.state is MemberState.CONNECTED)
+
+    @property
+    def invited(self) -> tuple[str, ...]:
+        return tuple(m.user for m in self.members.values() if m.state is MemberState.INVITED)
+
+    def _state_of(self, user: str) -> MemberState:
+        member = self.members.get(user)
+        return MemberState.GONE if member is None else member.state
+
+    # --- the tables' drivers --------------------------------------------------------------------------
+
+    def _on(self, on: On, now: float) -> None:
+        row = CALL_TABLE.get((self.state, on))
+        if row is not None:
+            self.state, action = row
+            action(self, now)
+
+    def _on_member(self, on: OnMember, user: str, now: float, outcome: _Outcome) -> None:
+        member = self.members.get(user) or Member(user)
+        row = MEMBER_TABLE.get((member.state, on))
+        if row is None:
+            return
+        member.state, action = row
+        if member.state is MemberState.GONE:
+            self.members.pop(user, None)
+        else:
+            self.members[user] = member
+        action(self, member, now, outcome)
+
+    # --- actions on a member --------------------------------------------------------------------------
+
+    def _invite(self, member: Member, now: float, outcome: _Outcome) -> None:
+        member.report = outcome.handle
+        member.rings_until = now + self.settings.ring_time_limit
+        self._out.append(InviteMember(member.user, outcome.key))
+
+    def _joined(self, member: Member, now: float, outcome: _Outcome) -> None:
+        member.rings_until = None
+        if member.report is not None:
+            self._report(member, outcome)
+        elif outcome.acknowledgement is not None:
+            if self.state is CallState.INVITING:
+                self._acknowledgements.append(outcome.acknowledgement)
+            else:
+                self._out.append(PassAcknowledgement(member.user, outcome.acknowledgement))
+        self._roster()
+        self._check_condition(now)
+
+    def _refused(self, member: Member, now: float, outcome: _Outcome) -> None:
+        self._last_refusal = (outcome.status, outcome.warning)
+        self._report(member, outcome)
+        self._check_condition(now)
+        self._alone(now)
+
+    def _rang_too_long(self, member: Member, now: float, outcome: _Outcome) -> None:
+        self._out.append(ReleaseMember(member.user, answered=False))
+        self._refused(member, now, outcome)
+
+    def _removed_while_ringing(self, member: Member, now: float, outcome: _Outcome) -> None:
+        self._rang_too_long(member, now, outcome)
+
+    def _removed(self, member: Member, now: float, _outcome: _Outcome) -> None:
+        self._out.append(ReleaseMember(member.user, answered=True))
+        self._roster()
+        self._alone(now)
+
+    def _gone(self, _member: Member, now: float, _outcome: _Outcome) -> None:
+        self._roster()
+        self._alone(now)
+
+    def _report(self, member: Member, outcome: _Outcome) -> None:
+        if member.report is not None:
+            handle, member.report = member.report, None
+            self._out.append(
+                ReportAdd(handle, member.user, outcome.status, outcome.warning, outcome.acknowledgement)
+            )
+
+    # --- actions on the call --------------------------------------------------------------------------
+
+    def _check_condition(self, now: float) -> None:
+        if self.settings.answer_condition.met(len(self.connected), len(self.invited)):
+            self._on(On.CONDITION_MET, now)
+        elif not self.connected and not self.invited:
+            self._on(On.NOBODY_LEFT_TO_WAIT_FOR, now)
+
+    def _alone(self, now: float) -> None:
+        present = len(self.connected) + len(self.invited)
+        if not self.initiator_present and present <= 1:
+            self._on(On.ALONE, now)
+
+    def _answer(self, _now: float) -> None:
+        self._tng1 = None
+        self._out.append(AnswerInitiator(tuple(self._acknowledgements)))
+        self._acknowledgements.clear()
+
+    def _proceed(self, _now: float) -> None:
+        self._tng1 = None
+        self._out.append(AnswerInitiator(tuple(self._acknowledgements), (111,)))
+        self._acknowledgements.clear()
+
+    def _refuse(self, now: float) -> None:
+        self._out.append(RefuseInitiator(*self._last_refusal))
+        self._end("every invited user refused", now)
+
+    def _abandon(self, now: float) -> None:
+        self._out.append(RefuseInitiator(WARNINGS[112][0], warning_text(112)))
+        self._end("abandoned at the time limit", now)
+
+    def _cancelled(self, now: float) -> None:
+        self._end("cancelled by the initiator", now)
+
+    def _released(self, now: float) -> None:
+        self._end("released by the initiator", now)
+
+    def _expired(self, now: float) -> None:
+        if self.initiator_present:
+            self._out.append(ReleaseInitiator("maximum duration"))
+        self._end("maximum duration", now)
+
+    def _refuse_and_expire(self, now: float) -> None:
+        self._abandon(now)
+
+    def _nobody(self, now: float) -> None:
+        self._end("at most one participant is left", now)
+
+    def _go_on(self, _now: float) -> None:
+        self._roster()
+
+    def _end(self, cause: str, _now: float) -> None:
+        self._tng1 = self._tng3 = None
+        for member in self.members.values():
+            self._report(member, _Outcome(status=487))
+            self._out.append(ReleaseMember(member.user, answered=member.state is MemberState.CONNECTED))
+        self.members.clear()
+        self._acknowledgements.clear()
+        self._out.append(UndoAffiliation(self.initiator))
+        self._out.append(CallReleased(cause))
+
+    def _roster(self) -> None:
+        first = (self.initiator,) if self.initiator_present else ()
+        self._out.append(RosterChanged(first + self.connected))
+
+
+C, M, T = CallState, MemberState, TemporaryGroupCall
+
+#: (state, event) -> (next state, action) of the call: TS 24.379 10.1.1.4.2 and 6.3.3, step 9 and the end
+CALL_TABLE: dict[tuple[CallState, On], tuple[CallState, Callable[[TemporaryGroupCall, float], None]]] = {
+    (C.INVITING, On.CONDITION_MET): (C.RUNNING, T._answer),
+    (C.INVITING, On.NOBODY_LEFT_TO_WAIT_FOR): (C.RELEASED, T._refuse),
+    (C.INVITING, On.TNG1_PROCEED): (C.RUNNING, T._proceed),
+    (C.INVITING, On.TNG1_ABANDON): (C.RELEASED, T._abandon),
+    (C.INVITING, On.TNG3): (C.RELEASED, T._refuse_and_expire),
+    (C.INVITING, On.INITIATOR_CANCELLED): (C.RELEASED, T._cancelled),
+    (C.INVITING, On.INITIATOR_RELEASED): (C.RELEASED, T._released),
+    (C.RUNNING, On.TNG3): (C.RELEASED, T._expired),
+    (C.RUNNING, On.INITIATOR_RELEASED): (C.RELEASED, T._released),
+    (C.RUNNING, On.INITIATOR_LEFT): (C.RUNNING, T._go_on),
+    (C.RUNNING, On.ALONE): (C.RELEASED, T._nobody),
+}
+
+MemberAction = Callable[[TemporaryGroupCall, Member, float, _Outcome], None]
+
+#: the same for one named user: steps 4 to 6, removal, leaving
+MEMBER_TABLE: dict[tuple[MemberState, OnMember], tuple[MemberState, MemberAction]] = {
+    (M.GONE, OnMember.ADDED): (M.INVITED, T._invite),
+    (M.INVITED, OnMember.ACCEPTED): (M.CONNECTED, T._joined),
+    (M.INVITED, OnMember.REFUSED): (M.GONE, T._refused),
+    (M.INVITED, OnMember.LEFT): (M.GONE, T._refused),
+    (M.INVITED, OnMember.RANG_TOO_LONG): (M.GONE, T._rang_too_long),
+    (M.INVITED, OnMember.REMOVED): (M.GONE, T._removed_while_ringing),
+    (M.CONNECTED, OnMember.REMOVED): (M.GONE, T._removed),
+    (M.CONNECTED, OnMember.LEFT): (M.GONE, T._gone),
+}

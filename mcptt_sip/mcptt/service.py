@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MCPTT server without its sockets: what each event of the stack means to which function; sans-IO."""
+
+from __future__ import annotations
+
+import logging
+
+from mcptt_sip.errors import SipError
+from mcptt_sip.incoming import RequestReceived, ServerRequest
+from mcptt_sip.mcptt.contents import is_release_for_all, read_contents, warning_header, warning_of
+from mcptt_sip.mcptt.controlling import ControllingFunction
+from mcptt_sip.mcptt.groupcall import Leg
+from mcptt_sip.mcptt.participating import Answer, ParticipatingFunction
+from mcptt_sip.mcptt.policy import UserProfile
+from mcptt_sip.session import (
+    Answered,
+    Cancelled,
+    Ended,
+    InviteReceived,
+    InviteSession,
+    Refused,
+)
+from mcptt_sip.stack import FlowLost, SipStack
+from mcptt_sip.subscription import NotifierSubscription, SubscriptionEnded
+
+log = logging.getLogger(__name__)
+
+
+class McpttService:
+    """Participating and controlling function on one :class:`~mcptt_sip.stack.SipStack`.
+
+    Feed the stack, then call :meth:`handle`; send what the stack has to say after it.
+    """
+
+    def __init__(
+        self, stack: SipStack, participating: ParticipatingFunction, controlling: ControllingFunction
+    ) -> None:
+        self.stack = stack
+        self.participating = participating
+        self.controlling = controlling
+
+    def handle(self, event: object, now: float) -> None:
+        """One event of the stack."""
+        match event:
+            case InviteReceived(session):
+                self._invited(session, now)
+            case RequestReceived(incoming):
+                self._requested(incoming, now)
+            case Answered(session, response) if isinstance(session.context, Leg):
+                try:
+                    contents = read_contents(response)
+                except SipError as error:
+                    log.warning("call-id=%s answer not readable: %s", session.call_id, error)
+                    self.controlling.answered(session.context, None, now)
+                    return
+                self.controlling.answered(session.context, contents, now)
+            case Refused(session, response, cause) if isinstance(session.context, Leg):
+                status = response.status if response is not None else 408
+                warning = warning_of(response) if response is not None else None
+                log.debug("call-id=%s %s", session.call_id, cause.value)
+                self.controlling.refused(session.context, status, warning, now)
+            case Cancelled(session) if isinstance(session.context, Leg):
+                self.controlling.cancelled(session.context, now)
+            case Ended(session, cause, request) if isinstance(session.context, Leg):
+                self.controlling.ended(session.context, cause, is_release_for_all(request), now)
+            case SubscriptionEnded(subscription, _, _) if isinstance(subscription, NotifierSubscription):
+                self.controlling.unsubscribed(subscription)
+            case FlowLost(flow):
+                self.participating.flow_lost(flow, now)
+            case _:
+                log.debug("event %s", type(event).__name__)
+
+    def next_timer(self) -> float | None:
+        return self.controlling.next_timer()
+
+    def handle_timer(self, now: float) -> None:
+        self.controlling.handle_timer(now)
+
+    def _invited(self, session: InviteSession, now: float) -> None:
+        known = self.participating.authenticate(session.request, now)
+        if isinstance(known, Answer):
+            session.reject(known.status, headers=known.headers, now=now)
+            return
+        caller = self.participating.locate(known.uri, now)
+        if caller is None:
+            log.info("call-id=%s user=%s is not registered", session.call_id, known.uri)
+            session.reject(403, headers=self._warning("100 function not allowed due to missing registration"), now=now)
+            return
+        self.controlling.invited(session, caller, now)
+
+    def _requested(self, incoming: ServerRequest, now: float) -> None:
+        method = incoming.request.method
+        sender = self._sender(incoming, now)
+        if isinstance(sender, Answer):
+            log.info("call-id=%s %s refused status=%d: %s", incoming.request.headers.call_id, method, sender.status,
+                     sender.because)
+            incoming.respond(sender.status, headers=sender.headers, now=now)
+            return
+        match method:
+            case "REGISTER":
+                answer = self.participating.register(incoming.request, incoming.flow, sender, now)
+                if answer.status >= 300:
+                    log.info("user=%s REGISTER refused status=%d: %s", sender.uri, answer.status, answer.because)
+                incoming.respond(answer.status, headers=answer.headers, now=now)
+            case "REFER":
+                self.controlling.referred(incoming, sender.uri, now)
+            case "MESSAGE":
+                self.controlling.key_messages.received(incoming, sender.uri, now)
+            case "SUBSCRIBE":
+                self.controlling.subscribed(incoming, sender.uri, now)
+            case "OPTIONS":
+                incoming.respond(200, now=now)
+            case "INFO":
+                incoming.respond(469, headers=[("Recv-Info", "g.3gpp.mcptt-info")], now=now)
+            case _:
+                incoming.respond(405, now=now)
+
+    def _sender(self, incoming: ServerRequest, now: float) -> UserProfile | Answer:
+        """In a dialog over its own flow: the leg's user. Everything else is authenticated."""
+        session = incoming.session
+        if session is not None and isinstance(session.context, Leg) and session.flow == incoming.flow:
+            profile = self.controlling.profile(session.context.user)
+            if profile is not None:
+                return profile
+        return self.participating.authenticate(incoming.request, now)
+
+    def _warning(self, text: str) -> list[tuple[str, object]]:
+        return warning_header(self.participating.domain, text)
+
+
+__all__ = ["McpttService"]

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line ``mcptt``. Each command imports what it needs when it runs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from mcptt_sip.ops.programs import ENVIRONMENT, FAILED, PASSED, USAGE
+
+app = typer.Typer(
+    name="mcptt",
+    help="End-to-end-encrypted temporary group calls: run them, serve them, look into them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Tell the story; twice: everything.")]
+Pcap = Annotated[Path | None, typer.Option("--pcap", help="Write a pcapng capture (SIP in clear, no keys).")]
+
+
+def _stop(code: int, message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _secret(path: Path | None, variable: str, what: str) -> str:
+    """A secret from a file or the environment; never from the command line."""
+    if path is not None:
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            _stop(ENVIRONMENT, f"{what}: {error}")
+    if variable in os.environ:
+        return os.environ[variable]
+    _stop(USAGE, f"{what}: give the file option or set {variable}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for recordings, report and capture.")] = Path("demo-out"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with all verdicts.")] = False,
+    breakage: Annotated[
+        str | None,
+        typer.Option("--break", help="Show a fault: swap, strip, unauthorised, norekey or wrongkey; exits 1."),
+    ] = None,
+    keep_keys: Annotated[
+        bool, typer.Option("--keep-keys", help="Leave every phone's group keys in OUT too; they open all media.")
+    ] = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Run the whole temporary group call: a KMS, a server and five phones, judged step by step.
+
+    Exits 0 when all ten steps are proved by the capture and the phones' events, 1 otherwise. Open
+    OUT/report.html afterwards.
+    """
+    from mcptt_sip.ops.demo import BREAKAGES, run_demo
+    from mcptt_sip.ops.programs import set_up_logging
+
+    if breakage is not None and breakage not in BREAKAGES:
+        _stop(USAGE, f"--break {breakage!r} is not one of {', '.join(BREAKAGES)}")
+    set_up_logging(verbose)
+    result = asyncio.run(run_demo(out, breakage=breakage, quiet=as_json, keep_keys=keep_keys))
+    if as_json:
+        print(json.dumps(result.as_json()))
+    else:
+        print(result.summary())
+    raise typer.Exit(PASSED if result.passed else FAILED)
+
+
+@app.command()
+def run(
+    scenario: Annotated[list[str] | None, typer.Argument(help="Names of installed scenarios, or Python files.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Run every installed scenario.")] = False,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Run this many times.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", help="Keep recordings, captures and logs here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per run.")] = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Run call scenarios as real processes. Exits 0 when all pass, 1 when one fails."""
+    from mcptt_sip.ops.programs import set_up_logging
+    from mcptt_sip.ops.scenario import installed, load, run_scenario
+
+    set_up_logging(verbose)
+    names = installed() if every else scenario or []
+    if not names:
+        _stop(USAGE, f"which scenario? There are: {', '.join(installed())}")
+    failed = 0
+    for name in names:
+        try:
+            module = load(name)
+        except FileNotFoundError as error:
+            _stop(USAGE, str(error))
+        for number in range(1, repeat + 1):
+            label = Path(name).stem
+            folder = None if out is None else out / (label if repeat == 1 else f"{label}-{number}")
+            began = time.monotonic()
+            problem = asyncio.run(run_scenario(module, folder, None if as_json else print))
+            seconds = round(time.monotonic() - began, 2)
+            failed += problem is not None
+            verdict = "passed" if problem is None else "FAILED"
+            if as_json:
+                print(json.dumps({"scenario": name, "run": number, "passed": problem is None,
+                                  "seconds": seconds, "problem": problem}), flush=True)
+            else:
+                print(f"{verdict}  {name}  {seconds} s" + (f"\n  {problem}" if problem else ""), flush=True)
+    raise typer.Exit(FAILED if failed else PASSED)
+
+
+@app.command()
+def kms(
+    listen: Annotated[str, typer.Option("--listen", help="HOST:PORT; port 0: any.")] = "127.0.0.1:8443",
+    uri: Annotated[str, typer.Option("--uri", help="KmsUri of the certificate.")] = "kms.mcx.example",
+    domain: Annotated[list[str] | None, typer.Option("--domain", help="Domain it answers for; repeatable.")] = None,
+    users: Annotated[
+        Path | None, typer.Option("--users", help="JSON file: bearer token -> user URI. Readable by its owner only.")
+    ] = None,
+    period: Annotated[int, typer.Option("--key-period", help="UserKeyPeriod in seconds.")] = 2592000,
+    verbose: Verbose = 0,
+) -> None:
+    """Run a key management server (TS 33.180 Annex D). Prints one JSON line when it is ready."""
+    from mcptt_sip.ops.kms import serve_kms
+    from mcptt_sip.ops.programs import host_and_port, set_up_logging
+
+    set_up_logging(verbose)
+    if users is None:
+        _stop(USAGE, "--users FILE: who may fetch keys? A JSON object of bearer token -> user URI")
+    try:
+        host, port = host_and_port(listen)
+        table = json.loads(users.read_text(encoding="utf-8"))
+        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+            raise ValueError("is not a JSON object of token -> user URI")
+    except (OSError, ValueError) as error:
+        _stop(USAGE, f"{users}: {error}")
+    asyncio.run(serve_kms(host, port, uri=uri, domains=domain or ["mcx.example"], users=table, period=period))
+
+
+@app.command()
+def serve(
+    listen: Annotated[
+        list[str] | None, typer.Option("--listen", help="TRANSPORT:HOST:PORT (udp, tcp); repeatable. Port 0: any.")
+    ] = None,
+    identity: Annotated[str, typer.Option(help="Public service identity.")] = "sip:mcptt@mcx.example",
+    domain: Annotated[str, typer.Option(help="Realm, domain of group ids, host in Warnings.")] = "mcx.example",
+    policy: Annotated[
+        Path, typer.Option(help="TOML file of user profiles and passwords; re-read when it changes.")
+    ] = Path("policy.toml"),
+    kms_url: Annotated[str, typer.Option("--kms", help="URL of the KMS.")] = "http://127.0.0.1:8443",
+    kms_token_file: Annotated[
+        Path | None, typer.Option(help="Bearer token for the KMS (or MCPTT_KMS_TOKEN).")
+    ] = None,
+    answer_when: Annotated[str, typer.Option(help="Step 9: first, quorum:N or all.")] = "first",
+    answer_time_limit: Annotated[float, typer.Option(help="TNG1, seconds.")] = 30.0,
+    ring_time_limit: Annotated[float, typer.Option(help="How long one user may ring, seconds.")] = 60.0,
+    max_participants: Annotated[int, typer.Option(help="Of one call, the initiator included.")] = 1000,
+    max_duration: Annotated[float, typer.Option(help="TNG3, seconds.")] = 14400.0,
+    release_without_initiator: Annotated[
+        bool, typer.Option("--release-without-initiator", help="End a call when its initiator is lost.")
+    ] = False,
+    keep_alive: Annotated[float, typer.Option(help="Seconds; three misses end a flow.")] = 5.0,
+    media_host: Annotated[str, typer.Option(help="Address of the relay's sockets.")] = "127.0.0.1",
+    pcap: Pcap = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Run the MCPTT server: registrations, temporary group calls, floor control, media relay.
+
+    Prints one JSON line per event, the first is "ready" with the addresses. It holds no key that opens media.
+    """
+    from mcptt_sip.mcptt.regroup import AnswerCondition, RegroupSettings
+    from mcptt_sip.ops.programs import set_up_logging
+    from mcptt_sip.ops.serve import ServerOptions, run_server
+
+    set_up_logging(verbose)
+    try:
+        condition = AnswerCondition.parse(answer_when)
+    except ValueError as error:
+        _stop(USAGE, f"--answer-when: {error}")
+    options = ServerOptions(
+        listen=tuple(listen or ["udp:127.0.0.1:5060", "tcp:127.0.0.1:5060"]),
+        identity=identity,
+        domain=domain,
+        policy=policy,
+        kms=kms_url,
+        kms_token=_secret(kms_token_file, "MCPTT_KMS_TOKEN", "bearer token for the KMS"),
+        regroup=RegroupSettings(
+            answer_condition=condition,
+            answer_time_limit=answer_time_limit,
+            ring_time_limit=ring_time_limit,
+            max_participants=max_participants,
+            max_duration=max_duration,
+            keep_without_initiator=not release_without_initiator,
+        ),
+        keep_alive=keep_alive,
+        media_host=media_host,
+        pcap=pcap,
+    )
+    raise typer.Exit(_run(run_server(options)))
+
+
+@app.command()
+def phone(
+    uri: Annotated[str, typer.Option(help="MCPTT ID, e.g. sip:alice@mcx.example.")],
+    proxy: Annotated[str, typer.Option(help="Address of the server: TRANSPORT:HOST:PORT.")],
+    server: Annotated[str, typer.Option(help="The server's service identity.")] = "sip:mcptt@mcx.example",
+    kms_url: Annotated[str, typer.Option("--kms", help="URL of the KMS.")] = "http://127.0.0.1:8443",
+    kms_token_file: Annotated[
+        Path | None, typer.Option(help="Bearer token for the KMS (or MCPTT_KMS_TOKEN).")
+    ] = None,
+    username: Annotated[str | None, typer.Option(help="Of the digest; default: the user part of --uri.")] = None,
+    password_file: Annotated[Path | None, typer.Option(help="Password (or MCPTT_PASSWORD).")] = None,
+    listen: Annotated[list[str] | None, typer.Option("--listen", help="TRANSPORT:HOST:PORT; repeatable.")] = None,
+    host: Annotated[str, typer.Option(help="Local address of media.")] = "127.0.0.1",
+    answer: Annotated[str, typer.Option(help="auto, manual, decline or ring (never answers).")] = "auto",
+    record: Annotated[Path | None, typer.Option(help="WAV of what is heard, gaps kept.")] = None,
+    activation_delay: Annotated[float, typer.Option(help="From making a new key to sending under it, s.")] = 2.0,
+    key_lifetime: Annotated[float, typer.Option(help="Of a TGMK, seconds.")] = 3600.0,
+    acknowledgement: Annotated[str, typer.Option(help="none, optional or required.")] = "required",
+    mirror: Annotated[
+        str | None, typer.Option(help="Test: HOST:PORT that gets a copy of every media packet received.")
+    ] = None,
+    tap: Annotated[
+        str | None, typer.Option(help="Test: HOST:PORT where mirrored packets are tried with every key ever held.")
+    ] = None,
+    pcap: Pcap = None,
+    pcap_secrets: Annotated[
+        Path | None, typer.Option(help="Write the group keys here as JSON lines (mode 0600); they open all media.")
+    ] = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Run an MCPTT client: commands are lines on standard input ("help" lists them), events are JSON lines."""
+    from mcptt_sip.ops.phone import PhoneOptions, run_phone
+    from mcptt_sip.ops.programs import set_up_logging
+
+    set_up_logging(verbose)
+    if answer not in ("auto", "manual", "decline", "ring"):
+        _stop(USAGE, f"--answer {answer!r} is not auto, manual, decline or ring")
+    if acknowledgement not in ("none", "optional", "required"):
+        _stop(USAGE, f"--acknowledgement {acknowledgement!r} is not none, optional or required")
+    if not key_lifetime > 0:
+        _stop(USAGE, "--key-lifetime must be positive: a group key has a finite life")
+    options = PhoneOptions(
+        uri=uri,
+        server=server,
+        proxy=proxy,
+        kms=kms_url,
+        kms_token=_secret(kms_token_file, "MCPTT_KMS_TOKEN", "bearer token for the KMS"),
+        username=username or uri.partition(":")[2].partition("@")[0],
+        password=_secret(password_file, "MCPTT_PASSWORD", "password"),
+        listen=tuple(listen or ()),
+        host=host,
+        answer=answer,
+        record=record,
+        activation_delay=activation_delay,
+        key_lifetime=key_lifetime,
+        acknowledgement=acknowledgement,
+        mirror=mirror,
+        tap=tap,
+        pcap=pcap,
+        pcap_secrets=pcap_secrets,
+    )
+    raise typer.Exit(_run(run_phone(options)))
+
+
+def _run(program: Coroutine[Any, Any, int]) -> int:
+    """A long-running program; what the environment lacks is one sentence, not a traceback."""
+    from mcptt_sip.errors import SipError
+    from mikey import MikeyError
+
+    try:
+        return asyncio.run(program)
+    except (OSError, ValueError, SipError, MikeyError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return ENVIRONMENT
+    except KeyboardInterrupt:
+        return PASSED
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def inspect(context: typer.Context) -> None:
+    """Look into MIKEY messages: FILE, BASE64, SDP, a capture or - (inspect --help says more)."""
+    from mikey.inspection import main as inspect_messages
+
+    raise typer.Exit(inspect_messages(context.args))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and lacks for running and testing. Exits 3 when something needed is missing."""
+    from mcptt_sip.ops.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        print(f"{finding.mark:8} {finding.what:28} {finding.detail}")
+    raise typer.Exit(ENVIRONMENT if any(f.needed and not f.present for f in findings) else PASSED)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every long-running program of the command line shares: events as JSON lines, signals, listen addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from typing import Any
+
+#: exit codes of every command
+PASSED, FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
+TRANSPORTS = ("udp", "tcp")
+
+
+def emit(event: str, **details: Any) -> None:
+    """One event as one JSON line on standard output, with Unix time ``t``."""
+    line = json.dumps({"event": event, "t": round(time.time(), 6), **details}, default=str)
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+class StopSignals:
+    """SIGINT and SIGTERM: the first asks for an orderly end, the second ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    def install(self) -> StopSignals:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled, number)
+        return self
+
+    def _signalled(self, number: int) -> None:
+        if self.asked.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.asked.set()
+
+
+def set_up_logging(verbosity: int) -> None:
+    """Warnings, the story of each call (``-v``), or every message's arrival (``-vv``) on standard error."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    logging.basicConfig(
+        level=level,
+        stream=sys.stderr,
+        format="%(asctime)s.%(msecs)03d level=%(levelname)s logger=%(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """``HOST:PORT`` or ``[HOST]:PORT``; raises ValueError with a sentence."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def listener(text: str) -> tuple[str, str, int]:
+    """``TRANSPORT:HOST:PORT``; raises ValueError with a sentence."""
+    transport, _, address = text.partition(":")
+    if transport not in TRANSPORTS:
+        raise ValueError(f"{text!r}: the transport is one of {', '.join(TRANSPORTS)}")
+    return (transport, *host_and_port(address))

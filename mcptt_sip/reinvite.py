@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The INVITE that changes a session (RFC 3261 14.1): its 2xx is acknowledged, a glare makes it try again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mcptt_sip.flow import Flow
+from mcptt_sip.message import Response
+from mcptt_sip.outgoing import ClientRequest
+from mcptt_sip.session_events import Due, SessionState
+
+if TYPE_CHECKING:
+    from mcptt_sip.session import InviteSession
+
+__all__ = ["ReInvite"]
+
+
+class ReInvite(ClientRequest):
+    """An INVITE inside a session."""
+
+    __slots__ = ()
+
+    def on_response(self, transaction: Any, response: Response, flow: Flow, now: float) -> None:
+        """A response; 2xx may come several times."""
+        session: InviteSession = self.session
+        if 200 <= response.status < 300 and session.dialog is not None:
+            again = bool(transaction.acks)
+            session.acknowledge(transaction, session.dialog, response, now)
+            if again:
+                return
+        elif response.status == 491 and session.pending_invite is self:
+            # 14.1: the owner of the Call-ID waits 2.1 to 4 s, the other 0 to 2 s, in steps of 10 ms
+            step = int.from_bytes(self._services.token()[:2], "big")
+            owner = session.dialog is not None and session.dialog.initiator
+            wait = 2.1 + step % 191 / 100 if owner else step % 201 / 100
+            session.start_timer(Due.GLARE, now + wait)
+            return
+        super().on_response(transaction, response, flow, now)
+
+    def try_again(self, now: float) -> None:
+        """After a glare."""
+        if self.session.state is SessionState.CONFIRMED:
+            self._retry(now)

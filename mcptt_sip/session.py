@@ -1,0 +1,590 @@
+# SPDX-License-Identifier: Apache-2.0
+"""INVITE sessions: what both sides share once they talk (RFC 3261 14, 15; RFC 3311; RFC 4028).
+
+`mcptt_sip.invite_client` and `mcptt_sip.invite_server` add how a session comes about. Each class has a ``TABLE``:
+(state, event) -> (next state, action). A pair that is missing is ignored when the peer caused it, and a
+`LocalProtocolError` when the application did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mcptt_sip.auth import DigestCredentials
+from mcptt_sip.dialog import TARGET_REFRESH, Dialog
+from mcptt_sip.errors import LocalProtocolError
+from mcptt_sip.field_lines import HeaderItems, Headers
+from mcptt_sip.flow import Flow
+from mcptt_sip.message import Request, Response
+from mcptt_sip.outgoing import Cause, ClientRequest, Outgoing
+from mcptt_sip.reinvite import ReInvite
+from mcptt_sip.services import Services
+from mcptt_sip.session_events import (
+    Answered,
+    Cancelled,
+    Confirmed,
+    Due,
+    Ended,
+    Farewell,
+    Happens,
+    InviteReceived,
+    Progressed,
+    ProvisionalAcknowledged,
+    Refused,
+    SessionState,
+)
+from mcptt_sip.session_timer import SessionTimer, agree, answer_headers, offer_headers
+
+__all__ = [
+    "Answered",
+    "Cancelled",
+    "Confirmed",
+    "Ended",
+    "InviteReceived",
+    "InviteSession",
+    "Progressed",
+    "ProvisionalAcknowledged",
+    "ReInvite",
+    "Refused",
+    "SessionState",
+]
+
+#: a hook that gives (content type, body) for an ACK or PRACK, from the response it acknowledges
+BodyHook = Callable[[Response], tuple[str, bytes] | None]
+
+Action = Callable[[Any, Any, float], None]
+Table = dict[tuple[SessionState, Happens], tuple[SessionState, Action]]
+
+
+@dataclass(slots=True)
+class Unacknowledged:
+    """A 2xx to INVITE that is repeated until its ACK (13.3.1.4)."""
+
+    send: Callable[[], None]
+    cseq: int
+    interval: float
+
+
+class InviteSession:
+    """One call leg. `request` is its INVITE; `dialog` the early or confirmed dialog; `dialogs` all early ones by
+    remote tag; `context` is the application's own. `ack_body` and `prack_body` give bodies for ACK and PRACK."""
+
+    __slots__ = (
+        "_due",
+        "_flow",
+        "_sdp",
+        "_services",
+        "_timer",
+        "_unacknowledged",
+        "ack_body",
+        "context",
+        "credentials",
+        "dialog",
+        "dialogs",
+        "local_tag",
+        "pending_invite",
+        "pending_offer",
+        "prack_body",
+        "request",
+        "scheduled",
+        "state",
+        "target",
+    )
+    TABLE: ClassVar[Table]
+
+    def __init__(
+        self,
+        services: Services,
+        request: Request,
+        state: SessionState,
+        *,
+        local_tag: str,
+        flow: Flow | None,
+        target: str | None = None,
+        credentials: DigestCredentials | None = None,
+        context: Any = None,
+    ) -> None:
+        self._services = services
+        self.request = request
+        self.state = state
+        self.local_tag = local_tag
+        self._flow = flow
+        self.target = target
+        self.credentials = credentials
+        self.context = context
+        self.dialog: Dialog | None = None
+        self.dialogs: dict[str, Dialog] = {}
+        self.ack_body: BodyHook | None = None
+        self.prack_body: BodyHook | None = None
+        #: the re-INVITE under way: a `ReInvite` of ours, or the server transaction of the peer's
+        self.pending_invite: Any = None
+        #: an UPDATE of the peer that awaits its answer
+        self.pending_offer: Any = None
+        self.scheduled: float | None = None
+        self._due: dict[Due, float] = {}
+        self._timer: SessionTimer | None = None
+        self._unacknowledged: Unacknowledged | None = None
+        self._sdp: tuple[str, bytes] | None = None  # last description sent, for refreshes by re-INVITE
+
+    # --- what it is
+
+    @property
+    def call_id(self) -> str:
+        """Call-ID."""
+        return self.request.headers.call_id
+
+    @property
+    def remote_tag(self) -> str | None:
+        """The peer's tag, once it has one."""
+        return None if self.dialog is None else self.dialog.remote_tag
+
+    @property
+    def flow(self) -> Flow | None:
+        """The flow the peer was last heard on."""
+        return self._flow if self.dialog is None else self.dialog.flow
+
+    @property
+    def established(self) -> bool:
+        """Whether it was answered and is not over."""
+        return self.state in (SessionState.CONFIRMED, SessionState.ACCEPTED)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over, or on its way there."""
+        return self.state in (SessionState.LEAVING, SessionState.ENDED)
+
+    @property
+    def session_timer(self) -> SessionTimer | None:
+        """The agreed session timer."""
+        return self._timer
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.call_id} {self.state.name}>"
+
+    # --- verbs of one side only
+
+    def progress(
+        self,
+        status: int = 180,
+        *,
+        reason: str | None = None,
+        headers: HeaderItems = (),
+        body: bytes = b"",
+        content_type: str | None = None,
+        reliable: bool | None = None,
+        now: float,
+    ) -> None:
+        """Callee: a provisional response. See `ServerSession`."""
+        raise LocalProtocolError("only the callee answers")
+
+    def accept(
+        self,
+        status: int = 200,
+        *,
+        headers: HeaderItems = (),
+        body: bytes = b"",
+        content_type: str | None = None,
+        now: float,
+    ) -> None:
+        """Callee: the 2xx. See `ServerSession`."""
+        raise LocalProtocolError("only the callee answers")
+
+    def reject(
+        self,
+        status: int,
+        *,
+        reason: str | None = None,
+        headers: HeaderItems = (),
+        body: bytes = b"",
+        content_type: str | None = None,
+        now: float,
+    ) -> None:
+        """Callee: 300 to 699. See `ServerSession`."""
+        raise LocalProtocolError("only the callee answers")
+
+    def cancel(self, now: float, *, headers: HeaderItems = ()) -> None:
+        """Caller: give up. See `ClientSession`."""
+        raise LocalProtocolError("only the caller cancels")
+
+    # --- verbs of both sides
+
+    def bye(
+        self,
+        now: float,
+        *,
+        headers: HeaderItems = (),
+        body: bytes = b"",
+        content_type: str | None = None,
+        cause: Cause = Cause.LOCAL_BYE,
+    ) -> None:
+        """End it, whatever its state: BYE; CANCEL while it rings for the caller, 480 for the callee; after the
+        ACK where that is still due. `Ended` (or `Refused`) says `cause`. Nothing happens when it is over."""
+        if not self.ended:
+            self._step(Happens.BYE, Farewell(tuple(headers), body, content_type, cause), now, local=True)
+
+    def send(
+        self,
+        method: str,
+        *,
+        headers: HeaderItems = (),
+        body: bytes = b"",
+        content_type: str | None = None,
+        now: float,
+        context: Any = None,
+    ) -> ClientRequest:
+        """A request inside the dialog: MESSAGE, INFO, UPDATE, REFER, OPTIONS; INVITE is `reinvite`."""
+        if method == "INVITE":
+            return self.reinvite(headers=headers, body=body, content_type=content_type, now=now, context=context)
+        if method in ("ACK", "CANCEL", "BYE", "PRACK"):
+            raise LocalProtocolError(f"{method} is sent by the session itself")
+        if method == "UPDATE" and self.pending_invite is not None and body:
+            raise LocalProtocolError("an offer is under way")  # RFC 3311 5.1
+        request = self._request(method, headers, body, content_type)
+        sent = ClientRequest(
+            self._services,
+            request,
+            flow=self._services.flow_of(self._dialog()),
+            credentials=self.credentials,
+            dialog=self.dialog,
+            session=self,
+            done=self._request_done,
+            context=context,
+        )
+        if method in ("REFER", "SUBSCRIBE"):
+            self._services.attach_subscription(sent, now)
+        sent.start(now)
+        return sent
+
+    def reinvite(
+        self,
+        *,
+        headers: HeaderItems = (),
+        body: bytes = b"",
+        content_type: str | None = None,
+        now: float,
+        context: Any = None,
+    ) -> ReInvite:
+        """A re-INVITE (14.1). Its 2xx is acknowledged by itself (with `ack_body` when the offer was in the 2xx);
+        491 makes it try again by itself after the time of 14.1."""
+        if self.state is not SessionState.CONFIRMED:
+            raise LocalProtocolError("only a confirmed session is changed")
+        if self.pending_invite is not None:
+            raise LocalProtocolError("another re-INVITE is under way")
+        request = self._request("INVITE", headers, body, content_type)
+        sent = ReInvite(
+            self._services,
+            request,
+            flow=self._services.flow_of(self._dialog()),
+            credentials=self.credentials,
+            dialog=self.dialog,
+            session=self,
+            done=self._request_done,
+            context=context,
+        )
+        self.pending_invite = sent
+        sent.start(now)
+        return sent
+
+    # --- what the stack calls
+
+    def receive_request(self, transaction: Any, request: Request, now: float) -> None:
+        """A request in its dialog, in order (the stack has seen to that), other than ACK."""
+        if self.dialog is not None:
+            self.dialog.flow = transaction.flow
+        if request.method == "BYE":
+            self._services.answer(transaction, request.response(200), now)
+            self._step(Happens.BYE_IN, Farewell(cause=Cause.REMOTE_BYE, request=request), now)
+            return
+        if self.ended:
+            self._services.answer(transaction, request.response(481), now)
+            return
+        if request.method in ("INVITE", "UPDATE") and not self._may_offer(transaction, request, now):
+            return
+        if request.method in TARGET_REFRESH:
+            self._dialog().refresh_target(request)  # raises on a broken Contact, before anything waits for an answer
+        if request.method == "INVITE":
+            self.pending_invite = transaction
+        elif request.method == "UPDATE":
+            if not request.body:  # a refresh: nothing to decide
+                self.answer_refresh(transaction, request, now)
+                return
+            self.pending_offer = transaction
+        self._services.deliver(transaction, self, now)
+
+    def receive_ack(self, request: Request, now: float) -> None:
+        """An ACK in its dialog."""
+        waiting = self._unacknowledged
+        if waiting is None or request.headers.cseq.number != waiting.cseq:
+            return
+        self._unacknowledged = None
+        self._stop(Due.SUCCESS_AGAIN, Due.NO_ACK)
+        self._step(Happens.ACK, request, now)
+
+    def receive_cancel(self, transaction: Any, now: float) -> None:
+        """A CANCEL for a re-INVITE of the peer that is not answered yet (9.2)."""
+        if self.pending_invite is transaction and transaction.request is not None:
+            self.pending_invite = None
+            self._services.answer(transaction, transaction.request.response(487), now)
+
+    def flow_lost(self, now: float) -> None:
+        """The connection of the dialog is gone: `Ended` with FLOW_LOST."""
+        self._step(Happens.LOST, Farewell(cause=Cause.FLOW_LOST), now)
+
+    def next_timer(self) -> float | None:
+        """The next deadline."""
+        return min(self._due.values()) if self._due else None
+
+    def handle_timer(self, now: float) -> None:
+        """Fire what is due, in its order."""
+        for due in sorted((d for d, at in self._due.items() if at <= now), key=self._due.__getitem__):
+            if due in self._due:
+                del self._due[due]
+                self._timer_fired(due, now)
+
+    # --- for re-INVITE and UPDATE
+
+    def _may_offer(self, transaction: Any, request: Request, now: float) -> bool:
+        """Glare (14.2, RFC 3311 5.2): 491 while an offer of ours is out, 500 while one of theirs waits."""
+        if isinstance(self.pending_invite, ClientRequest):
+            if request.method == "INVITE" or request.body:
+                self._services.answer(transaction, request.response(491), now)
+                return False
+        elif self.pending_invite is not None or self.pending_offer is not None or self._unacknowledged is not None:
+            if request.method == "INVITE" or request.body:
+                wait = self._services.token()[0] % 11  # 14.2: 0 to 10 seconds
+                self._services.answer(
+                    transaction, request.response(500, headers=[("Retry-After", wait)]), now
+                )
+                return False
+        return True
+
+    def answer_refresh(self, transaction: Any, request: Request, now: float) -> None:
+        """200 to an UPDATE without an offer."""
+        response = request.response(200, headers=[("Contact", self._services.contact(transaction.flow))])
+        self.add_timer_answer(request, response, now)
+        self._services.answer(transaction, response, now)
+
+    def add_timer_answer(self, request: Request, response: Response, now: float) -> None:
+        """Put the session timer into a 2xx to INVITE or UPDATE, and start it."""
+        settings = self._services.settings
+        headers, timer = answer_headers(request, settings.session_expires, settings.min_se, response.headers)
+        for name, value in headers:
+            response.headers.add(name, value)
+        self._start_session_timer(timer, now)
+
+    def repeat_until_ack(self, send: Callable[[], None], cseq: int, now: float) -> None:
+        """A 2xx to INVITE was sent: repeat it until its ACK comes (13.3.1.4), on every transport."""
+        timers = self._services.settings.timers
+        self._unacknowledged = Unacknowledged(send, cseq, timers.t1)
+        self.start_timer(Due.SUCCESS_AGAIN, now + timers.t1)
+        self.start_timer(Due.NO_ACK, now + timers.give_up)
+
+    def offer_answered(self, transaction: Any) -> None:
+        """The application has answered a re-INVITE or UPDATE of the peer."""
+        if self.pending_invite is transaction:
+            self.pending_invite = None
+        if self.pending_offer is transaction:
+            self.pending_offer = None
+
+    # --- inside
+
+    def _dialog(self) -> Dialog:
+        if self.dialog is None:
+            raise LocalProtocolError("there is no dialog yet")
+        return self.dialog
+
+    def _request(
+        self, method: str, headers: HeaderItems, body: bytes, content_type: str | None
+    ) -> Request:
+        if self.ended:
+            raise LocalProtocolError("the session is over")
+        request = self._dialog().request(method, headers, body)
+        if content_type is not None:
+            request.headers.set("Content-Type", content_type)
+        if method in ("INVITE", "UPDATE"):
+            settings = self._services.settings
+            if "supported" not in request.headers:
+                request.headers.add("Supported", ", ".join(settings.supported))
+            if self._timer is not None:
+                for name, value in offer_headers(self._timer.seconds, settings.min_se, request.headers):
+                    refresher = ";refresher=uac" if self._timer.refresher else ";refresher=uas"
+                    request.headers.add(name, f"{value}{refresher}" if name == "Session-Expires" else value)
+            if body and content_type is not None and self._sdp is not None:
+                self._sdp = (content_type, body)
+        return request
+
+    def _request_done(self, sent: ClientRequest, response: Response | None, cause: Cause, now: float) -> bool:
+        """What the result of a request in the dialog means for the session (12.2.1.2, RFC 5057 5)."""
+        status = 0 if response is None else response.status
+        if self.pending_invite is sent:
+            self.pending_invite = None
+        vital = sent.method in ("INVITE", "UPDATE")
+        refreshing = sent.context is _REFRESH
+        if response is not None and status < 300 and vital:
+            self._start_session_timer(agree(response), now)
+        if status == 481 or (vital and (status == 408 or response is None)) or status in _DIALOG_ENDING:
+            self._step(Happens.LOST, Farewell(cause=Cause.RESPONSE if response else cause), now)
+        elif status == 422 and vital and refreshing and response is not None and response.headers.min_se:
+            self._timer = SessionTimer(response.headers.min_se.seconds, True)
+            self._refresh(now)
+        elif refreshing and status == 491:
+            self.start_timer(Due.REFRESH, now + 2.0)
+        return refreshing
+
+    def _start_session_timer(self, timer: SessionTimer | None, now: float) -> None:
+        self._timer = timer
+        self._stop(Due.REFRESH, Due.EXPIRE)
+        if timer is not None:
+            if timer.refresher:
+                self.start_timer(Due.REFRESH, now + timer.refresh_after)
+            self.start_timer(Due.EXPIRE, now + timer.expire_after)
+        self._services.watch(self)
+
+    def _refresh(self, now: float) -> None:
+        """RFC 4028 7.4: by UPDATE where the peer allows it, else by a re-INVITE with the same description."""
+        if self.state is not SessionState.CONFIRMED:
+            return
+        if self.pending_invite is not None:
+            self.start_timer(Due.REFRESH, now + 1.0)
+            return
+        if self._sdp is None:
+            self.send("UPDATE", now=now, context=_REFRESH)
+        else:
+            content_type, body = self._sdp
+            self.reinvite(body=body, content_type=content_type, now=now, context=_REFRESH)
+
+    def _remember_description(self, peer: Headers, content_type: str | None, body: bytes) -> None:
+        """Keep the description only when a refresh will need it."""
+        if "UPDATE" not in peer.allow and body and content_type is not None:
+            self._sdp = (content_type, body)
+
+    def start_timer(self, due: Due, at: float) -> None:
+        """Set one of the session's deadlines."""
+        self._due[due] = at
+        self._services.watch(self)
+
+    def _stop(self, *dues: Due) -> None:
+        for due in dues:
+            self._due.pop(due, None)
+
+    def _timer_fired(self, due: Due, now: float) -> None:
+        if due is Due.SUCCESS_AGAIN and self._unacknowledged is not None:
+            waiting = self._unacknowledged
+            waiting.send()
+            waiting.interval = min(2 * waiting.interval, self._services.settings.timers.t2)
+            self.start_timer(due, now + waiting.interval)
+        elif due is Due.NO_ACK:
+            self._unacknowledged = None
+            self._stop(Due.SUCCESS_AGAIN)
+            self._step(Happens.NO_ACK, Farewell(cause=Cause.NO_ACK), now)
+        elif due is Due.REFRESH:
+            self._refresh(now)
+        elif due is Due.EXPIRE:
+            self.bye(now, headers=[("Reason", 'SIP;cause=408;text="Session expired"')], cause=Cause.SESSION_EXPIRED)
+        elif due is Due.GLARE and isinstance(self.pending_invite, ReInvite):
+            self.pending_invite.try_again(now)
+
+    def _step(self, on: Happens, argument: Any, now: float, *, local: bool = False) -> None:
+        row = self.TABLE.get((self.state, on))
+        if row is None:
+            if local:
+                raise LocalProtocolError(f"{on.name} is not possible while {self.state.name}")
+            return
+        self.state, action = row
+        action(self, argument, now)
+        if self.state is SessionState.ENDED:
+            self._release()
+
+    # --- actions of the common rows
+
+    def _ignore(self, _: Any, now: float) -> None:
+        pass
+
+    def _send_bye(self, farewell: Farewell, now: float) -> None:
+        self._due.clear()
+        request = self._dialog().request("BYE", farewell.headers, farewell.body)
+        if farewell.content_type is not None:
+            request.headers.set("Content-Type", farewell.content_type)
+        ClientRequest(
+            self._services,
+            request,
+            flow=self._services.flow_of(self._dialog()),
+            credentials=self.credentials,
+            dialog=self.dialog,
+            session=self,
+            done=self._bye_done,
+        ).start(now)
+        self._services.emit(Ended(self, farewell.cause, None))
+
+    def _bye_done(self, _: ClientRequest, response: Response | None, cause: Cause, now: float) -> bool:
+        self._step(Happens.BYE_DONE, response, now)
+        return True
+
+    def _bye_received(self, farewell: Farewell, now: float) -> None:
+        self._refuse_pending(now)
+        self._services.emit(Ended(self, farewell.cause, farewell.request))
+
+    def _lost(self, farewell: Farewell, now: float) -> None:
+        self._refuse_pending(now)
+        self._services.emit(Ended(self, farewell.cause, None))
+
+    def _refuse_pending(self, now: float) -> None:
+        """BYE: pending requests of the peer get 487 (15.1.2)."""
+        for pending in (self.pending_invite, self.pending_offer):
+            if pending is not None and not isinstance(pending, ClientRequest) and pending.request is not None:
+                self._services.answer(pending, pending.request.response(487), now)
+        self.pending_invite = self.pending_offer = None
+
+    def _confirm_again(self, request: Request, now: float) -> None:
+        """The ACK of a re-INVITE."""
+        self._services.emit(Confirmed(self, request))
+
+    def _give_up_change(self, farewell: Farewell, now: float) -> None:
+        """A re-INVITE's 2xx found no ACK: the session ends (14.2)."""
+        self._send_bye(farewell, now)
+
+    def _release(self) -> None:
+        """Let go of the dialogs."""
+        self._due.clear()
+        self._unacknowledged = None
+        self._sdp = None
+        for dialog in {id(d): d for d in (self.dialog, *self.dialogs.values()) if d is not None}.values():
+            dialog.session = None
+            self._services.drop_dialog(dialog)
+        self.dialogs = {}
+
+    def acknowledge(self, transaction: Any, dialog: Dialog, response: Response, now: float) -> None:
+        """ACK a 2xx (13.2.2.4); a repeated 2xx gets the same ACK again."""
+        acks: dict[str, Outgoing] = transaction.acks
+        if (known := acks.get(dialog.remote_tag)) is not None:
+            self._services.send_again(known)
+            return
+        request = dialog.request("ACK", cseq=response.headers.cseq.number)
+        for name in ("authorization", "proxy-authorization"):
+            request.headers.copy_from(transaction.request.headers, name)
+        if self.ack_body is not None and (made := self.ack_body(response)) is not None:
+            request.headers.set("Content-Type", made[0])
+            request.body = made[1]
+        acks[dialog.remote_tag] = self._services.send_alone(
+            request, now, flow=self._services.flow_of(dialog), target=None
+        )
+
+
+_REFRESH = object()  # context of a refresh that the session makes by itself
+#: responses that end the dialog with all its usages (RFC 5057 5.1)
+_DIALOG_ENDING = frozenset({404, 410, 416, 482, 483, 484, 485, 502, 604})
+
+
+A = InviteSession
+#: rows of both sides, from the moment the call stands
+COMMON: Table = {
+    (SessionState.CONFIRMED, Happens.BYE): (SessionState.LEAVING, A._send_bye),
+    (SessionState.CONFIRMED, Happens.BYE_IN): (SessionState.ENDED, A._bye_received),
+    (SessionState.CONFIRMED, Happens.LOST): (SessionState.ENDED, A._lost),
+    (SessionState.CONFIRMED, Happens.ACK): (SessionState.CONFIRMED, A._confirm_again),
+    (SessionState.CONFIRMED, Happens.NO_ACK): (SessionState.LEAVING, A._give_up_change),
+    (SessionState.LEAVING, Happens.BYE_IN): (SessionState.LEAVING, A._ignore),
+    (SessionState.LEAVING, Happens.BYE_DONE): (SessionState.ENDED, A._ignore),
+}

@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SipStack, the transaction user: what each message means to calls, subscriptions and the application; sans-IO.
+
+::
+
+    stack = SipStack(StackSettings(), token=lambda: os.urandom(8))
+    stack.receive_octets(datagram, flow, now)
+    for event in stack.events(): ...
+    for outgoing in stack.to_send(): ...
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mcptt_sip.auth import DigestClient, DigestCredentials
+from mcptt_sip.dialog import Dialog
+from mcptt_sip.errors import ParseError, SipError
+from mcptt_sip.field_lines import HeaderItems, Headers
+from mcptt_sip.flow import Flow
+from mcptt_sip.headers import NameAddr
+from mcptt_sip.incoming import RequestReceived, ServerRequest
+from mcptt_sip.invite_client import ClientSession
+from mcptt_sip.invite_server import ServerSession
+from mcptt_sip.layer import ServerRecord, TransactionLayer, stamp_source
+from mcptt_sip.message import Request, Response, parse
+from mcptt_sip.outgoing import ClientRequest, Outgoing
+from mcptt_sip.services import StackSettings
+from mcptt_sip.session import InviteReceived, InviteSession
+from mcptt_sip.session_timer import too_small
+from mcptt_sip.subscription import NotifierSubscription, Subscription
+from mcptt_sip.transaction import InviteServerTransaction
+
+__all__ = ["FlowLost", "SipStack", "StackSettings"]
+
+log = logging.getLogger(__name__)
+
+#: methods with a meaning; others are unknown and get 501
+_METHODS = frozenset(
+    {
+        "INVITE", "ACK", "CANCEL", "BYE", "PRACK", "UPDATE", "INFO", "MESSAGE", "REFER", "SUBSCRIBE", "NOTIFY",
+        "OPTIONS", "PUBLISH", "REGISTER",
+    }
+)  # fmt: skip
+#: requests that make no sense outside a dialog
+_ONLY_IN_DIALOG = frozenset({"BYE", "PRACK", "UPDATE", "NOTIFY"})
+
+
+@dataclass(frozen=True, slots=True)
+class FlowLost:
+    """A connection is gone, or a kept flow does not answer any more. Its calls have ended before this comes."""
+
+    flow: Flow
+
+
+class SipStack(TransactionLayer):
+    """RFC 3261's transaction user and everything below it down to, not including, the socket.
+
+    `token` gives 8 or more fresh random octets; the system's randomness outside of tests.
+    """
+
+    def __init__(self, settings: StackSettings | None = None, *, token: Callable[[], bytes]) -> None:
+        super().__init__(settings or StackSettings(), token)
+        self._events: list[object] = []
+        self._dialogs: dict[tuple[str, str, str], Dialog] = {}
+        self._expected: dict[tuple[str, str], Subscription] = {}
+        self._digests: OrderedDict[DigestCredentials, DigestClient] = OrderedDict()
+
+    # --- in -------------------------------------------------------------------------------------------
+
+    def receive_octets(self, data: bytes, flow: Flow, now: float) -> None:
+        """A datagram, or one framed message: parsed, and answered 400, 413, 505 or 513 where that is possible."""
+        try:
+            message = parse(data, self.settings.limits)
+        except ParseError as error:
+            log.info("flow=%s not SIP: %s", flow, error)
+            partial = error.partial
+            if isinstance(partial, Request) and partial.method != "ACK":
+                self._answer_alone(partial, error.status, flow, reason=None)
+            return
+        self.receive(message, flow, now)
+
+    def receive(self, message: Request | Response, flow: Flow, now: float) -> None:
+        """A message that is whole and readable."""
+        try:
+            if isinstance(message, Response):
+                self._response_received(message, flow, now)
+            else:
+                stamp_source(message, flow)
+                self._request_received(message, flow, now)
+        except ParseError as error:
+            # a header that only this use of the message needed
+            log.info("flow=%s %s: %s", flow, message, error)
+            if isinstance(message, Request) and message.method != "ACK":
+                self._answer_alone(message, error.status, flow, reason=None)
+
+    def flow_closed(self, flow: Flow, now: float) -> None:
+        """A connection is gone: what waited for it has failed, calls over it have ended."""
+        self._flow_gone(flow, now)
+        for dialog in [d for d in self._dialogs.values() if d.flow == flow]:
+            dialog.flow = None
+            if isinstance(dialog.session, InviteSession):
+                dialog.session.flow_lost(now)
+        self.emit(FlowLost(flow))
+
+    # --- out ------------------------------------------------------------------------------------------
+
+    def events(self) -> list[object]:
+        """What the application is to know since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    # --- verbs ----------------------------------------------------------------------------------------
+
+    def compose(
+        self,
+        method: str,
+        uri: str,
+        *,
+        from_: str,
+        to: str | None = None,
+        call_id: str | None = None,
+        headers: HeaderItems = (),
+        body: bytes = b"",
+        content_type: str | None = None,
+    ) -> Request:
+        """A request outside any dialog: From with a fresh tag, To, Call-ID, CSeq, Max-Forwards."""
+        made = Headers(
+            [
+                ("From", NameAddr.parse(from_).with_param("tag", self.tag())),
+                ("To", to or f"<{uri}>"),
+                ("Call-ID", call_id or self.token().hex() + self.token().hex()),
+                ("CSeq", f"{int.from_bytes(self.token()[:3], 'big') + 1} {method}"),
+                ("Max-Forwards", "70"),
+            ]
+        )
+        made.extend(headers)
+        for name, values in (("Allow", self.settings.allow), ("Supported", self.settings.supported)):
+            if method in ("INVITE", "REFER", "SUBSCRIBE", "OPTIONS", "REGISTER") and name not in made:
+                made.add(name, ", ".join(values))
+        if content_type is not None:
+            made.set("Content-Type", content_type)
+        return Request(method, uri, made, body)
+
+    def request(
+        self,
+        request: Request,
+        now: float,
+        *,
+        flow: Flow | None = None,
+        target: str | None = None,
+        credentials: DigestCredentials | None = None,
+        context: Any = None,
+    ) -> ClientRequest:
+        """Sends a request that makes no dialog. Its result comes as `ResponseReceived` or `RequestFailed`."""
+        sent = ClientRequest(self, request, flow=flow, target=target, credentials=credentials, context=context)
+        sent.start(now)
+        return sent
+
+    def invite(
+        self,
+        uri: str,
+        *,
+        from_: str,
+        to: str | None = None,
+        headers: HeaderItems = (),
+        body: bytes = b"",
+        content_type: str | None = None,
+        now: float,
+        flow: Flow | None = None,
+        target: str | None = None,
+        credentials: DigestCredentials | None = None,
+        context: Any = None,
+    ) -> InviteSession:
+        """Calls `uri`. What becomes of it comes as `Progressed`, `Answered`, `Refused` and, later, `Ended`."""
+        request = self.compose(
+            "INVITE", uri, from_=from_, to=to, headers=headers, body=body, content_type=content_type
+        )
+        session = ClientSession(
+            self, request, flow=flow, target=target, credentials=credentials, context=context
+        )
+        session.start(now)
+        return session
+
+    def subscribe(
+        self,
+        uri: str,
+        *,
+        event: str,
+        from_: str,
+        to: str | None = None,
+        expires: int = 3600,
+        headers: HeaderItems = (),
+        body: bytes = b"",
+        content_type: str | None = None,
+        now: float,
+        flow: Flow | None = None,
+        target: str | None = None,
+        credentials: DigestCredentials | None = None,
+        context: Any = None,
+    ) -> Subscription:
+        """SUBSCRIBE (RFC 6665) in a dialog of its own."""
+        request = self.compose(
+            "SUBSCRIBE", uri, from_=from_, to=to, body=body, content_type=content_type,
+            headers=[("Event", event), ("Expires", str(expires)), *headers],
+        )  # fmt: skip
+        return self._subscribing(request, event.partition(";")[0], now, flow, target, credentials, context)
+
+    def refer(
+        self,
+        uri: str,
+        refer_to: str,
+        *,
+        from_: str,
+        to: str | None = None,
+        headers: HeaderItems = (),
+        body: bytes = b"",
+        content_type: str | None = None,
+        now: float,
+        flow: Flow | None = None,
+        target: str | None = None,
+        credentials: DigestCredentials | None = None,
+        context: Any = None,
+    ) -> Subscription:
+        """REFER outside a dialog; its NOTIFYs arrive as `Notified(subscription, ...)`. `subscription.request` is
+        the ClientRequest of the REFER, whose response arrives as ResponseReceived."""
+        request = self.compose(
+            "REFER", uri, from_=from_, to=to, body=body, content_type=content_type,
+            headers=[("Refer-To", refer_to), *headers],
+        )  # fmt: skip
+        return self._subscribing(request, "refer", now, flow, target, credentials, context)
+
+    def _subscribing(
+        self,
+        request: Request,
+        event: str,
+        now: float,
+        flow: Flow | None,
+        target: str | None,
+        credentials: DigestCredentials | None,
+        context: Any,
+    ) -> Subscription:
+        sent = ClientRequest(self, request, flow=flow, target=target, credentials=credentials, context=context)
+        subscription = Subscription(self, sent, event, now=now)
+        subscription.context = context
+        sent.subscription = subscription
+        sent._done = subscription.on_result
+        sent.start(now)
+        return subscription
+
+    # --- what sessions and subscriptions need ---------------------------------------------------------
+
+    def emit(self, event: object) -> None:
+        """Give an event to the application."""
+        self._events.append(event)
+
+    def add_dialog(self, dialog: Dialog) -> None:
+        """Requests in `dialog` are for its usages from now on."""
+        self._dialogs[dialog.id] = dialog
+
+    def drop_dialog(self, dialog: Dialog) -> None:
+        """Forget a dialog if no usage holds it."""
+        if dialog.unused and self._dialogs.get(dialog.id) is dialog:
+            del self._dialogs[dialog.id]
+
+    def expect(self, call_id: str, local_tag: str, subscription: Any) -> None:
+        """A NOTIFY that finds no dialog yet is for this subscription (RFC 6665 4.1.2.4)."""
+        self._expected[call_id, local_tag] = subscription
+
+    def expect_no_more(self, call_id: str, local_tag: str) -> None:
+        """Undo `expect`."""
+        self._expected.pop((call_id, local_tag), None)
+
+    def flow_of(self, dialog: Dialog) -> Flow | None:
+        """The flow to use for a request in `dialog`; ``None``: resolve the next hop."""
+        return dialog.flow
+
+    def deliver(self, transaction: ServerRecord, session: Any, now: float) -> None:
+        """Give the request of a server transaction in the dialog of `session` to the application."""
+        dialog = None if session is None else session.dialog
+        self.emit(RequestReceived(ServerRequest(self, transaction, session, dialog)))
+
+    def attach_subscription(self, client_request: ClientRequest, now: float) -> None:
+        """A REFER or SUBSCRIBE inside a dialog makes a subscription there (RFC 3515 2.4.4)."""
+        event = client_request.request.headers.event
+        package = "refer" if client_request.method == "REFER" or event is None else event.package
+        subscription = Subscription(self, client_request, package, now=now)
+        subscription.context = client_request.context
+        client_request.subscription = subscription
+        of_session = client_request._done
+
+        def done(sent: ClientRequest, response: Response | None, cause: Any, now: float) -> bool:
+            quiet = of_session(sent, response, cause, now) if of_session is not None else False
+            return subscription.on_result(sent, response, cause, now) or quiet
+
+        client_request._done = done
+
+    def authorize(self, credentials: DigestCredentials | None, request: Request) -> None:
+        """Sign with the nonces already known."""
+        if credentials is not None:
+            self._digest(credentials).authorize(request)
+
+    def answer_challenge(
+        self, credentials: DigestCredentials | None, request: Request, response: Response
+    ) -> bool:
+        """Whether the same request with a new signature can succeed."""
+        return credentials is not None and self._digest(credentials).answer(request, response)
+
+    def _digest(self, credentials: DigestCredentials) -> DigestClient:
+        client = self._digests.pop(credentials, None) or DigestClient(credentials, self.token)
+        self._digests[credentials] = client
+        while len(self._digests) > self.settings.max_credentials:
+            self._digests.popitem(last=False)
+        return client
+
+    # --- requests that come in ------------------------------------------------------------------------
+
+    def _request_received(self, request: Request, flow: Flow, now: float) -> None:
+        if request.method == "ACK":
+            self._ack_received(request, now)
+            return
+        key, known = self._find_server(request)
+        if known is not None:
+            known.machine.receive_again(now)
+            self._drive(known, now)
+            return
+        if len(self._servers) >= self.settings.max_server_transactions:
+            self._answer_alone(request, 503, flow, headers=[("Retry-After", "5")])
+            return
+        to_tag = request.headers.to.tag
+        record = self._new_server(request, flow, key, now)
+        try:
+            self._dispatch(record, to_tag, now)
+        except ParseError as error:
+            # a header that only this use of the request needed; its transaction must not stay open for ever
+            log.info("flow=%s %s: %s", flow, request, error)
+            self.answer(record, request.response(error.status, to_tag=self.tag()), now)
+
+    def _dispatch(self, record: ServerRecord, to_tag: str | None, now: float) -> None:
+        request = record.request
+        if request.method == "CANCEL":
+            self._cancel_received(record, now)
+        elif (refusal := self._refusal(request, record)) is not None:
+            status, headers = refusal
+            self.answer(record, request.response(status, headers=headers, to_tag=self.tag()), now)
+        elif to_tag is not None:
+            self._in_dialog(record, to_tag, now)
+        else:
+            self._out_of_dialog(record, now)
+
+    def _refusal(self, request: Request, record: ServerRecord) -> tuple[int, HeaderItems] | None:
+        """The checks of RFC 3261 8.2 that need no application: status and headers, or ``None``."""
+        method, settings, headers = request.method, self.settings, request.headers
+        if method not in settings.allow:
+            return (405 if method in _METHODS else 501), [("Allow", ", ".join(settings.allow))]
+        if request.uri.scheme not in ("sip", "sips", "tel"):
+            return 416, ()
+        if record.merge is not None and self._merges.get(record.merge) is not record:
+            return 482, ()  # 8.2.2.2: the same request came another way
+        unsupported = [tag for tag in headers.require if tag not in settings.supported and tag not in _ALWAYS]
+        if unsupported:
+            return 420, [("Unsupported", ", ".join(unsupported))]
+        if request.body and method in ("INVITE", "UPDATE") and not self._accepts(request):
+            return 415, [("Accept", ", ".join(settings.accept))]
+        if method == "INVITE" and not self._can_answer(request):
+            return 406, [("Warning", '399 - "no session description can be given in a type that Accept names"')]
+        if method in ("INVITE", "UPDATE") and too_small(request, settings.min_se):
+            return 422, [("Min-SE", settings.min_se)]
+        encoding = (headers.get("content-encoding") or "identity").strip().lower()
+        if request.body and encoding != "identity":
+            return 415, [("Accept-Encoding", "identity")]
+        return None
+
+    def _accepts(self, request: Request) -> bool:
+        media = request.headers.content_type
+        if media is None:
+            return False
+        if any(_covers(range_, media.full) for range_ in self.settings.accept):
+            return True
+        disposition = (request.headers.get("content-disposition") or "").lower()
+        return "handling=optional" in disposition.replace(" ", "")
+
+    @staticmethod
+    def _can_answer(request: Request) -> bool:
+        """Whether Accept admits the SDP that every 2xx to an INVITE carries (13.3.1.3, 21.4.7; RFC 4475 3.3.15)."""
+        accept = request.headers.accept
+        if accept is None:
+            return True
+        return any(media.accepts("application/sdp") or media.full.startswith("multipart/") for media in accept)
+
+    def _ack_received(self, request: Request, now: float) -> None:
+        _, known = self._find_server(request)
+        if known is not None and request.headers.to.tag is not None:
+            if isinstance(known.machine, InviteServerTransaction):
+                known.machine.acknowledge(now)
+            self._drive(known, now)
+        dialog = self._find_dialog(request)
+        if dialog is not None and isinstance(dialog.session, InviteSession):
+            dialog.session.receive_ack(request, now)
+
+    def _cancel_received(self, record: ServerRecord, now: float) -> None:
+        """9.2: 200 to the CANCEL itself, then the INVITE is answered by its session."""
+        key = (*record.key[:-1], "INVITE")
+        invite = self._servers.get(key)
+        if invite is None:
+            self.answer(record, record.request.response(481, to_tag=self.tag()), now)
+            return
+        tag = invite.session.local_tag if invite.session is not None else self.tag()
+        self.answer(record, record.request.response(200, to_tag=tag), now)
+        if isinstance(invite.session, InviteSession):
+            invite.session.receive_cancel(invite, now)
+
+    def _find_dialog(self, request: Request) -> Dialog | None:
+        headers = request.headers
+        return self._dialogs.get((headers.call_id, headers.to.tag or "", headers.from_.tag or ""))
+
+    def _in_dialog(self, record: ServerRecord, to_tag: str, now: float) -> None:
+        request = record.request
+        dialog = self._find_dialog(request)
+        if dialog is None:
+            expected = self._expected.get((request.headers.call_id, to_tag))
+            if request.method == "NOTIFY" and expected is not None and self._is_for(expected, request):
+                expected.notified(record, request, now)
+            else:
+                self.answer(record, request.response(481), now)
+            return
+        if not dialog.in_order(request):
+            self.answer(record, request.response(500, headers=[("Retry-After", "1")]), now)
+            return
+        session = dialog.session
+        match request.method:
+            case "NOTIFY":
+                self._notified(record, dialog, now)
+            case "SUBSCRIBE" if (held := self._notifier(dialog, request)) is not None:
+                held.resubscribed(record, request, now)
+            case "SUBSCRIBE" | "REFER":
+                record.session = session
+                dialog.flow = record.flow
+                self.emit(RequestReceived(ServerRequest(self, record, session, dialog)))
+            case _ if isinstance(session, InviteSession):
+                record.session = session
+                session.receive_request(record, request, now)
+            case _:
+                self.answer(record, request.response(481), now)
+
+    @staticmethod
+    def _is_for(subscription: Subscription, request: Request) -> bool:
+        event = request.headers.event
+        return event is not None and subscription.matches(event)
+
+    def _notified(self, record: ServerRecord, dialog: Dialog, now: float) -> None:
+        for usage in dialog.subscriptions:
+            if isinstance(usage, Subscription) and self._is_for(usage, record.request):
+                usage.notified(record, record.request, now)
+                return
+        self.answer(record, record.request.response(481), now)
+
+    @staticmethod
+    def _notifier(dialog: Dialog, request: Request) -> NotifierSubscription | None:
+        event = request.headers.event
+        if event is None:
+            return None
+        return next(
+            (u for u in dialog.subscriptions if isinstance(u, NotifierSubscription) and u.matches(event)), None
+        )
+
+    def _out_of_dialog(self, record: ServerRecord, now: float) -> None:
+        request = record.request
+        match request.method:
+            case "INVITE":
+                session = ServerSession(self, record, request)
+                record.session = session
+                assert session.dialog is not None
+                self.add_dialog(session.dialog)
+                self.emit(InviteReceived(session))
+            case "OPTIONS" if self.settings.answer_options:
+                self._answer_options(record, now)
+            case method if method in _ONLY_IN_DIALOG:
+                self.answer(record, request.response(481, to_tag=self.tag()), now)
+            case _:
+                self.emit(RequestReceived(ServerRequest(self, record, None, None)))
+
+    def _answer_options(self, record: ServerRecord, now: float) -> None:
+        """RFC 3261 11.2."""
+        settings = self.settings
+        headers = [
+            ("Allow", ", ".join(settings.allow)),
+            ("Accept", ", ".join(settings.accept)),
+            ("Supported", ", ".join(settings.supported)),
+            ("Allow-Events", ", ".join(settings.allow_events)),
+        ]
+        self.answer(record, record.request.response(200, headers=headers, to_tag=self.tag()), now)
+
+    def _answer_alone(
+        self, request: Request, status: int, flow: Flow, *, headers: HeaderItems = (), reason: str | None = None
+    ) -> None:
+        """A response without a transaction, to what cannot have one."""
+        if "via" not in request.headers:
+            log.info("flow=%s not answered: nothing could match a response without Via", flow)
+            return
+        try:
+            stamp_source(request, flow)
+        except ParseError as error:
+            log.info("flow=%s answered where it came from: %s", flow, error)
+        try:
+            response = request.response(status, reason, headers=headers, to_tag=self.tag())
+            self._out.append(Outgoing(response, flow, octets=bytes(response), is_request=False))
+        except SipError as error:
+            log.info("flow=%s not answered: %s", flow, error)
+
+
+#: option tags that need nothing of the stack: the application's business, or true of every SIP element here
+_ALWAYS = frozenset({"recipient-list-invite", "multiple-refer", "pref", "eventlist", "resource-priority"})
+
+
+def _covers(accepted: str, media: str) -> bool:
+    """Whether a media range such as ``multipart/*`` covers a type."""
+    kind, _, sub = accepted.lower().partition("/")
+    return accepted == "*/*" or (kind == media.partition("/")[0] and sub in ("*", media.partition("/")[2]))

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A `SipStack` with its sockets, its clock and one timer.
+
+::
+
+    agent = UserAgent(stack, on_event=handle)
+    await agent.listen("tcp", "127.0.0.1", 5060)
+    stack.request(...); agent.transmit()
+    ...
+    await agent.close()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+from mcptt_sip.errors import ParseError, SipError, Unreachable
+from mcptt_sip.flow import Flow
+from mcptt_sip.outgoing import Outgoing
+from mcptt_sip.resolver import Lookup, Place, Resolver, SystemLookup
+from mcptt_sip.stack import SipStack
+from mcptt_sip.trace import Direction, MessageRecord, TraceSink
+from mcptt_sip.transport import Address, Transport, TransportSettings
+from mcptt_sip.uri import SipUri
+
+__all__ = ["UserAgent"]
+
+log = logging.getLogger(__name__)
+
+
+class UserAgent:
+    """Drives one stack.
+
+    :param on_event: told each event of the stack with the time; may call the stack's verbs, must not block
+    :param clock: gives the time in seconds that the stack is told
+    :param trace: told every message that crosses a socket
+    :param lookup: the name service; the host's own resolver when ``None``, which knows no NAPTR and SRV records
+    """
+
+    def __init__(
+        self,
+        stack: SipStack,
+        *,
+        on_event: Callable[[object, float], None],
+        clock: Callable[[], float] = time.time,
+        trace: TraceSink | None = None,
+        settings: TransportSettings | None = None,
+        lookup: Lookup | None = None,
+    ) -> None:
+        self.stack = stack
+        self._on_event = on_event
+        self._clock = clock
+        self._trace = trace
+        self._settings = settings
+        self._transport_made: Transport | None = None
+        self._resolver = Resolver(lookup or SystemLookup(), below=self._below)
+        self._opening: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._busy = False
+        self._closed = False
+
+    def _below(self, limit: int) -> int:
+        return int.from_bytes(self.stack.token()[:8], "big") % limit
+
+    @property
+    def _transport(self) -> Transport:
+        if self._transport_made is None:
+            self._transport_made = Transport(self, self._settings)
+        return self._transport_made
+
+    # --- for the application --------------------------------------------------------------------------
+
+    async def listen(self, transport: str, host: str, port: int) -> Address:
+        """Opens a socket that peers can reach us at; port 0 chooses one. Returns its address."""
+        bound = await self._transport.listen(transport, host, port)
+        self.stack.add_listener(transport, *bound)
+        return bound
+
+    def transmit(self) -> None:
+        """Lets the stack say what it has to say, hands out its events, and sets the timer."""
+        if self._busy or self._closed:
+            return  # the loop below comes round again
+        self._busy = True
+        try:
+            while True:
+                events, outgoing = self.stack.events(), self.stack.to_send()
+                if not events and not outgoing:
+                    break
+                for one in outgoing:
+                    self._send(one)
+                for event in events:
+                    self._tell(event)
+        finally:
+            self._busy = False
+        self._set_timer()
+
+    def keep(self, flow: Flow) -> None:
+        """Pings a datagram flow from now on; connections that this side opened are pinged anyway."""
+        self._transport.keep(flow)
+
+    async def close(self) -> None:
+        """Sends what is still to be sent, then lets go of every socket. Transactions under way are dropped."""
+        self.transmit()
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._transport_made is not None:
+            await self._transport_made.close()
+
+    # --- sending --------------------------------------------------------------------------------------
+
+    def _tell(self, event: object) -> None:
+        try:
+            self._on_event(event, self._clock())
+        except SipError:
+            # what the application did wrong with one event must not keep the others from it
+            log.exception("event %s", type(event).__name__)
+
+    def _send(self, outgoing: Outgoing) -> None:
+        flow = outgoing.flow
+        if flow is None:
+            task = asyncio.ensure_future(self._open(outgoing))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        self._write(outgoing, outgoing.octets, flow)
+
+    def _write(self, outgoing: Outgoing, octets: bytes, flow: Flow) -> None:
+        at = self._clock()  # before the peer can have it
+        if self._transport.send(octets, flow):
+            self._record(Direction.SENT, flow, octets, at)
+        else:
+            self.stack.send_failed(outgoing, at)
+
+    async def _open(self, outgoing: Outgoing) -> None:
+        """Finds a flow for a message without one; the same for messages that go to the same place."""
+        try:
+            flow = await self._flow_to(outgoing)
+            octets = self.stack.bind(outgoing, flow, self._clock())
+        except SipError as error:
+            log.info("%s: %s", outgoing.target, error)
+            self.stack.send_failed(outgoing, self._clock())
+        else:
+            self._write(outgoing, octets, flow)
+        self.transmit()
+
+    async def _flow_to(self, outgoing: Outgoing) -> Flow:
+        """The first place of the target that can be reached (RFC 3263 4.3). A large request goes over TCP
+        (RFC 3261 18.1.1)."""
+        if outgoing.target is None:
+            raise Unreachable("a message without a target")
+        uri = SipUri.parse(outgoing.target)
+        large = len(outgoing.octets) + 200 > self.stack.settings.mtu  # the Via is still to come
+        tried: list[str] = []
+        for place in await self._resolver.places(uri, large=large and outgoing.is_request):
+            try:
+                async with self._opening[place]:
+                    return await self._transport.connect(place.transport, place.address, place.port, name=place.name)
+            except Unreachable as error:
+                tried += error.tried
+        raise Unreachable(str(uri), tuple(tried))
+
+    # --- what the sockets bring -----------------------------------------------------------------------
+
+    def received(self, data: bytes, flow: Flow) -> None:
+        """See `mcptt_sip.transport.Receiver`."""
+        self._record(Direction.RECEIVED, flow, data, self._clock())
+        self.stack.receive_octets(data, flow, self._clock())
+        self.transmit()
+
+    def broken(self, error: ParseError, flow: Flow) -> None:
+        """See `mcptt_sip.transport.Receiver`."""
+        if error.partial is not None and error.partial.method != "ACK":
+            answer = bytes(error.partial.response(error.status, headers=[("Connection", "close")]))
+            at = self._clock()
+            if self._transport.send(answer, flow):
+                self._record(Direction.SENT, flow, answer, at)
+
+    def flow_closed(self, flow: Flow) -> None:
+        """See `mcptt_sip.transport.Receiver`."""
+        self.stack.flow_closed(flow, self._clock())
+        self.transmit()
+
+    def _record(self, direction: Direction, flow: Flow, octets: bytes, at: float) -> None:
+        if self._trace is not None:
+            self._trace(MessageRecord(at, direction, flow, octets))
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def _set_timer(self) -> None:
+        due = self.stack.next_timer()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due is not None and not self._closed:
+            delay = max(0.0, due - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self.stack.handle_timer(self._clock())
+        self.transmit()
+
+

@@ -1,0 +1,565 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A group member's media: two UDP sockets, floor control, talking, hearing, recording. Needs an asyncio loop.
+
+Everything here works without SIP: whoever has the server's two addresses, a CSK for floor control and keys for the
+group's media can talk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from media import floor_participant as floor
+from media.capture import FileFrames, open_microphone, track_frames, until
+from media.codec import FRAME_SECONDS
+from media.errors import (
+    FloorDenied,
+    FloorError,
+    FloorMessageError,
+    FloorRevoked,
+    MediaError,
+    NoMicrophone,
+    RtpError,
+    SrtpError,
+    SsrcClash,
+)
+from media.floor_messages import FloorMessage, decode_all
+from media.playout import Playout
+from media.reception import Impersonated, Reception, ReceptionSettings
+from media.rtp import RtpPacket
+from media.srtp import CSK, GROUP, SrtpKey, SrtpReceiver, SrtpSender
+from media.talking import Talker
+from media.udp import Address, Datagrams
+
+__all__ = ["MemberMedia", "MemberSettings"]
+
+log = logging.getLogger(__name__)
+
+Trace = Callable[[str, bool, Address, Address, bytes, float], None]
+#: an empty RTCP receiver report, without its SSRC
+_EMPTY_REPORT = b"\x80\xc9\x00\x01"
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSettings:
+    """Times in seconds, sizes in octets."""
+
+    reception: ReceptionSettings = field(default_factory=ReceptionSettings)
+    floor: floor.ParticipantSettings = field(default_factory=floor.ParticipantSettings)
+    payload_type: int = 96
+    #: identifier of the RFC 6051 header extension
+    extension_id: int = 1
+    #: the burst's time stands in this many packets at its beginning, then at this interval
+    timed_packets: int = 3
+    timed_interval: float = 0.5
+    bit_rate: int = 24000
+    #: what keeps a NAT's binding alive (RFC 6263 4.1, 4.6); 0 sends nothing
+    keepalive: float = 15.0
+    #: no floor control message of the server for so long: ``server-silent``; 0 does not watch
+    silence: float = 0.0
+    #: without a microphone, ``start_microphone`` sends silence and says so; ``False`` raises NoMicrophone
+    silence_without_microphone: bool = True
+    #: IP precedence of both sockets: expedited forwarding (RFC 3246)
+    dscp: int = 46
+    max_datagram: int = 1500
+    #: how often the recording is brought up to date on disk
+    flush: float = 0.5
+
+
+class MemberMedia:
+    """One member's media in one call; see :meth:`open`.
+
+    ``find_key``, ``talker_guk_ids``, ``on_event``, ``tap`` and ``trace`` may be set at any time:
+
+    - ``find_key(mki)`` gives the sender's key behind an 8-octet MKI = GMK-ID || GUK-ID, or ``None``.
+    - ``talker_guk_ids(user)`` gives the GUK-IDs (4 octets each) of an MCPTT ID under the keys held.
+    - ``on_event(name, details)``: ``floor-granted`` {duration}, ``floor-denied`` {cause, phrase}, ``floor-queued``
+      {position}, ``floor-revoked`` {cause}, ``floor-taken`` {user}, ``floor-idle`` {}, ``floor-timeout`` {},
+      ``burst-sent`` {start, duration}, ``burst-heard`` {user, start, offset, samples, lost, late, jitter},
+      ``impersonated`` {mki}, ``ssrc-refused`` {ssrc}, ``ssrc-clash`` {}, ``no-microphone`` {}, ``server-silent`` {}.
+      Times are Unix seconds; ``offset`` is the index of the burst's first sample in the recording (16 kHz).
+    - ``tap(packet, source)`` gets every audio packet as it came, before anything is checked.
+    - ``trace(kind, outbound, local, remote, octets, time)``: ``audio`` and ``floor`` datagrams as on the wire, and
+      ``floor-opened``: floor messages in clear.
+    """
+
+    def __init__(
+        self, audio: Datagrams, floor_: Datagrams, user: str, clock: Callable[[], float], settings: MemberSettings
+    ) -> None:
+        self.user = user
+        self.settings = settings
+        self.ssrc = _random_ssrc()
+        self.floor_ssrc = _random_ssrc(self.ssrc)
+        self.find_key: Callable[[bytes], SrtpKey | None] = lambda _mki: None
+        self.talker_guk_ids: Callable[[str], Collection[bytes]] = lambda _user: ()
+        self.on_event: Callable[[str, dict[str, Any]], None] = lambda _name, _details: None
+        self.tap: Callable[[bytes, Address], None] | None = None
+        self.trace: Trace | None = None
+        self.counters: Counter[str] = Counter()
+        self._audio, self._floor = audio, floor_
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._audio_peer: Address | None = None
+        self._floor_peer: Address | None = None
+        self._receiver = SrtpReceiver(lambda mki: self.find_key(mki), GROUP, own_ssrcs={self.ssrc})
+        self._talker = Talker(
+            self.ssrc,
+            lambda octets: self._transmit("audio", octets),
+            payload_type=settings.payload_type,
+            extension_id=settings.extension_id,
+            bit_rate=settings.bit_rate,
+            timed_packets=settings.timed_packets,
+            timed_interval=settings.timed_interval,
+        )
+        self._floor_receiver: SrtpReceiver | None = None
+        self._floor_sender: SrtpSender | None = None
+        self._participant = floor.FloorParticipant(ssrc=self.floor_ssrc, settings=settings.floor, user=user)
+        self._outcome: asyncio.Future[None] | None = None
+        self._has_floor = False
+        self._lost_floor: FloorError | None = None
+        self._reception = Reception(user, self._owns, settings.reception)
+        self._playout = Playout(self._reception, clock)
+        self._timer: asyncio.TimerHandle | None = None
+        self._keepalive_due: float | None = None
+        self._heard_server = 0.0
+        self._microphone: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @classmethod
+    async def open(
+        cls,
+        host: str,
+        *,
+        user: str,
+        clock: Callable[[], float] = time.time,
+        settings: MemberSettings | None = None,
+    ) -> MemberMedia:
+        """Two UDP sockets on ``host`` (IPv4 or IPv6), ports chosen by the system. Raises ``OSError``.
+
+        :param user: the member's MCPTT ID
+        :param clock: Unix time
+        """
+        settings = settings or MemberSettings()
+        audio = Datagrams(host, dscp=settings.dscp, max_datagram=settings.max_datagram)
+        try:
+            floor_ = Datagrams(host, dscp=settings.dscp, max_datagram=settings.max_datagram)
+        except OSError:
+            audio.close()
+            raise
+        media = cls(audio, floor_, user, clock, settings)
+        audio.on_datagram = media._audio_received
+        floor_.on_datagram = media._floor_received
+        return media
+
+    @property
+    def audio_address(self) -> Address:
+        """(host, port) that audio is received at and sent from."""
+        return self._audio.address
+
+    @property
+    def floor_address(self) -> Address:
+        """The same for floor control."""
+        return self._floor.address
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether this member may talk now."""
+        return self._has_floor
+
+    # --- set-up ---------------------------------------------------------------------------------------
+
+    def connect(self, audio: Address, floor: Address) -> None:
+        """The server's addresses; from now on it is talked to, and only it is listened to."""
+        self._audio_peer, self._floor_peer = audio, floor
+        now = self._loop.time()
+        self._heard_server = now
+        self._participant.call_established(now)
+        if self.settings.keepalive:
+            self._keepalive_due = now
+        self._advance()
+
+    def set_csk(self, key: SrtpKey) -> None:
+        """The key of floor control between this member and the server (4-octet MKI), both ways."""
+        self._floor_receiver = SrtpReceiver(
+            lambda mki: key if mki == key.mki else None, CSK, own_ssrcs={self.floor_ssrc}
+        )
+        if self._floor_sender is None:
+            self._floor_sender = SrtpSender(key, self.floor_ssrc, CSK)
+        else:
+            self._floor_sender.set_key(key)
+
+    def set_sending_key(self, key: SrtpKey | None) -> None:
+        """Audio goes out under ``key`` from the next packet on; with ``None`` no audio goes out at all."""
+        self._talker.set_key(key)
+        self._reception.forget_owners()
+
+    def retire_key(self, gmk_id: bytes) -> None:
+        """Lets go of every key whose MKI begins with the GMK-ID (4 octets); ``find_key`` is asked anew."""
+        self._receiver.retire(gmk_id)
+        self._reception.forget_owners()
+
+    def record(self, path: Path | str) -> None:
+        """Everything that is heard from now on, with its silences, as a WAV of 16 kHz mono.
+
+        Raises ``OSError``.
+        """
+        self._playout.record(path, self._loop.time(), self.settings.flush)
+        self._advance()
+
+    # --- floor ----------------------------------------------------------------------------------------
+
+    async def request_floor(self, priority: int = 0) -> None:
+        """Asks for the floor and returns when it is given, after waiting in the queue if need be.
+
+        Raises :class:`FloorDenied`, :class:`FloorRevoked`, or :class:`FloorError` when the server does not
+        answer. Cancelling gives the wish back.
+        """
+        if self._closed:
+            raise FloorError("the call is over")
+        if self._has_floor:
+            return
+        if self._outcome is not None:
+            raise FloorError("the floor is already being asked for")
+        self._outcome = self._loop.create_future()
+        try:
+            self.press(priority)
+            await self._outcome
+        except asyncio.CancelledError:
+            self.release()
+            raise
+        finally:
+            self._outcome = None
+
+    async def release_floor(self) -> None:
+        """Gives the floor back, after the burst under way has ended; harmless without it."""
+        self._talker.stop.set()
+        await self._talker.silent.wait()
+        self.release()
+
+    def press(self, priority: int = 0) -> None:
+        """Asks for the floor; what comes of it is told by events."""
+        self._lost_floor = None
+        self._participant.press(self._loop.time(), priority)
+        self._advance()
+
+    def release(self) -> None:
+        """Gives back the floor, or the wish for it."""
+        self._talker.stop.set()
+        self._has_floor = False
+        if self._reception.holder == self.user:
+            self._reception.floor(None, self._loop.time())
+        self._participant.release(self._loop.time())
+        self._advance()
+
+    def _floor_event(self, event: floor.Event) -> None:
+        now = self._loop.time()
+        match event:
+            case floor.Granted(duration, ssrc, _):
+                if ssrc not in (None, 0, self.ssrc):
+                    # only the sender draws its SSRC (security rule 1): under another one nothing is sent
+                    self.on_event("ssrc-refused", {"ssrc": ssrc})
+                    self._decide(FloorError("the server granted the floor to another SSRC than announced"))
+                    self.release()
+                    return
+                self._has_floor = True
+                self._reception.floor(self.user, now)
+                self.on_event("floor-granted", {"duration": duration})
+                self._decide(None)
+            case floor.Denied(cause, phrase):
+                self.on_event("floor-denied", {"cause": cause, "phrase": phrase})
+                self._decide(FloorDenied(cause, phrase))
+            case floor.Queued(position, _):
+                self.on_event("floor-queued", {"position": position})
+            case floor.Revoked(cause):
+                self.on_event("floor-revoked", {"cause": cause})
+                self._lose(FloorRevoked(cause))
+            case floor.Lost():
+                self._lose(FloorError("the server gave the floor to another, or to nobody"))
+            case floor.Taken(user, _, _, _):
+                self._reception.floor(user, now)
+                self.on_event("floor-taken", {"user": user})
+            case floor.Idle():
+                self._reception.floor(None, now)
+                self.on_event("floor-idle", {})
+            case floor.RequestTimedOut():
+                self.on_event("floor-timeout", {})
+                self.on_event("server-silent", {})
+                self._decide(FloorError("the server does not answer"))
+            case floor.Released():
+                if self._participant.state is floor.ParticipantState.HAS_NO_PERMISSION:
+                    self._decide(FloorError("the floor was given back"))
+
+    def _decide(self, error: FloorError | None) -> None:
+        if self._outcome is None or self._outcome.done():
+            return
+        if error is None:
+            self._outcome.set_result(None)
+        else:
+            self._outcome.set_exception(error)
+
+    def _lose(self, error: FloorError) -> None:
+        if self._has_floor:
+            self._has_floor = False
+            self._lost_floor = error
+            self._talker.stop.set()
+        if self._reception.holder == self.user:
+            self._reception.floor(None, self._loop.time())
+        self._decide(error)
+
+    # --- talking --------------------------------------------------------------------------------------
+
+    async def send_file(self, path: Path | str) -> dict[str, float]:
+        """Talks an audio file as one burst in real time; returns {start, duration} as in ``burst-sent``.
+
+        Needs the floor. Raises :class:`FloorError`, :class:`FloorRevoked` when it is taken away meanwhile, and
+        :class:`CodecError` for a file that cannot be read.
+        """
+        frames = FileFrames(path)
+        await frames.fill()
+        return await self._talk(frames)
+
+    async def send(self, track: Any) -> dict[str, float]:
+        """Talks what an ``aiortc.MediaStreamTrack`` of audio gives, until its end or the floor's release."""
+        return await self._talk(until(self._talker.stop, track_frames(track)))
+
+    def start_microphone(self) -> None:
+        """Talks from the machine's microphone, until :meth:`stop_microphone` or the loss of the floor.
+
+        Raises :class:`NoMicrophone`, or sends silence and tells ``no-microphone``, as set.
+        """
+        if self._microphone is not None and not self._microphone.done():
+            return
+        try:
+            frames = until(self._talker.stop, open_microphone())
+        except NoMicrophone:
+            if not self.settings.silence_without_microphone:
+                raise
+            self.on_event("no-microphone", {})
+            frames = open_microphone(silent=True)
+        self._microphone = self._loop.create_task(self._talk_on(frames))
+
+    async def _talk_on(self, frames: AsyncGenerator[bytes]) -> None:
+        try:
+            await self._talk(frames)
+        except FloorError as error:  # told by floor-revoked already
+            log.info("the microphone's burst ended: %s", error)
+
+    async def stop_microphone(self) -> None:
+        """Ends the burst that :meth:`start_microphone` began; harmless without one."""
+        task, self._microphone = self._microphone, None
+        if task is not None:
+            self._talker.stop.set()
+            await task
+
+    async def _talk(self, frames: AsyncGenerator[bytes] | FileFrames) -> dict[str, float]:
+        async with contextlib.aclosing(frames):
+            if not self._has_floor:
+                raise self._lost_floor or FloorError("talking needs the floor")
+            if not self._talker.silent.is_set():
+                raise FloorError("another burst is being sent")
+            start = self._clock()
+            try:
+                await self._talker.talk(frames, start)
+            finally:
+                sent = {"start": start, "duration": round(self._talker.frames * FRAME_SECONDS, 6)}
+                if self._talker.frames:
+                    self.on_event("burst-sent", dict(sent))
+            if self._lost_floor is not None:
+                raise self._lost_floor
+            return sent
+
+    # --- datagrams ------------------------------------------------------------------------------------
+
+    def _transmit(self, kind: str, octets: bytes) -> None:
+        socket, peer = (
+            (self._audio, self._audio_peer) if kind == "audio" else (self._floor, self._floor_peer)
+        )
+        if peer is None:
+            self.counters["unsent-not-connected"] += 1
+            return
+        socket.send(octets, peer)
+        if self.trace is not None:
+            self.trace(kind, True, socket.address, peer, octets, self._clock())
+
+    def _audio_received(self, octets: bytes, source: Address) -> None:
+        if self.tap is not None:
+            self.tap(octets, source)
+        if self.trace is not None:
+            self.trace("audio", False, self._audio.address, source, octets, self._clock())
+        self.counters["audio-received"] += 1
+        if source != self._audio_peer:
+            self.counters["unknown-source"] += 1
+            return
+        try:
+            opened = self._receiver.unprotect(octets)
+            packet = RtpPacket.decode(opened.data, self.settings.extension_id)
+        except SrtpError as error:
+            log.debug("audio packet dropped: %s", error)
+            return
+        except RtpError as error:
+            self.counters["malformed-rtp"] += 1
+            log.debug("audio packet dropped: %s", error)
+            return
+        self._reception.receive(packet, opened.mki, self._loop.time(), self._clock())
+        self._advance()
+
+    def _floor_received(self, octets: bytes, source: Address) -> None:
+        if self.trace is not None:
+            self.trace("floor", False, self._floor.address, source, octets, self._clock())
+        self.counters["floor-received"] += 1
+        if source != self._floor_peer or self._floor_receiver is None:
+            self.counters["floor-unknown-source"] += 1
+            return
+        try:
+            plain = self._floor_receiver.unprotect_rtcp(octets).data
+            if plain[1] == 201:  # the server's keep-alive
+                self._heard_server = self._loop.time()
+                return
+            messages = decode_all(plain)
+        except SsrcClash:
+            # two senders of one (key, SSRC) would share an IV: security rule 18
+            self.on_event("ssrc-clash", {})
+            return
+        except (SrtpError, FloorMessageError) as error:
+            self.counters["floor-dropped"] += 1
+            log.debug("floor message dropped: %s", error)
+            return
+        self._heard_server = self._loop.time()
+        if self.trace is not None:
+            self.trace("floor-opened", False, self._floor.address, source, plain, self._clock())
+        for message in messages:
+            self._participant.receive(message, self._loop.time())
+        self._advance()
+
+    def _send_floor(self, message: FloorMessage) -> None:
+        if self._floor_sender is None or self._floor_peer is None:
+            self.counters["unsent-not-connected"] += 1
+            return
+        plain = message.encode()
+        if self.trace is not None:
+            self.trace("floor-opened", True, self._floor.address, self._floor_peer, plain, self._clock())
+        self._transmit("floor", self._floor_sender.protect_rtcp(plain))
+        self.counters["floor-sent"] += 1
+
+    def _owns(self, user: str, mki: bytes) -> bool:
+        return mki[-4:] in self.talker_guk_ids(user)
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Carries out everything that is due, and sets the timer for what comes next."""
+        if self._closed:
+            return
+        now = self._loop.time()
+        self._participant.handle_timer(now)
+        self._keep_alive(now)
+        while (events := self._participant.events()) or (messages := self._participant.to_send()):
+            if events:
+                for event in events:
+                    self._floor_event(event)
+                if self._closed:
+                    return
+                continue
+            for message in messages:
+                self._send_floor(message)
+        self._reception.handle_timer(now)
+        self._hear(now)
+        self._set_timer(now)
+
+    def _hear(self, now: float) -> None:
+        for event in self._reception.events():
+            if isinstance(event, Impersonated):
+                self.on_event("impersonated", {"mki": event.mki.hex()})
+            elif (heard := self._playout.take(event, now)) is not None:
+                self.on_event("burst-heard", heard)
+        self._playout.handle_timer(now)
+
+    def _keep_alive(self, now: float) -> None:
+        if self._keepalive_due is not None and now >= self._keepalive_due:
+            self._keepalive_due = now + self.settings.keepalive
+            self._transmit("audio", b"")
+            if self._floor_sender is not None:
+                report = _EMPTY_REPORT + self.floor_ssrc.to_bytes(4, "big")
+                self._transmit("floor", self._floor_sender.protect_rtcp(report))
+        silence = self.settings.silence
+        if silence and self._floor_peer is not None and now - self._heard_server >= silence:
+            self._heard_server = now
+            self.on_event("server-silent", {})
+
+    def _set_timer(self, now: float) -> None:
+        due = [
+            self._participant.next_timer(),
+            self._reception.next_timer(),
+            self._playout.next_timer(),
+            self._keepalive_due,
+        ]
+        if self.settings.silence and self._floor_peer is not None:
+            due.append(self._heard_server + self.settings.silence)
+        at = min((moment for moment in due if moment is not None), default=None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if at is None else self._loop.call_at(max(at, now), self._advance)
+
+    # --- figures and the end --------------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters since the beginning: packets sent and received, drops by reason, bursts, frames, lost, late,
+        jitter (seconds, of the last burst)."""
+        protected = Counter(self._receiver.counters)
+        accepted = protected.pop("accepted", 0)
+        heard = Counter(self._reception.counters)
+        figures = {name: heard.pop(name, 0) for name in ("bursts", "frames", "lost", "late", "duplicates")}
+        names = ("unknown-source", "malformed-rtp")
+        drops = protected + heard + Counter({name: self.counters[name] for name in names})
+        return {
+            "sent": self._talker.sent,
+            "received": self.counters["audio-received"],
+            "authenticated": accepted,
+            "dropped": {reason: count for reason, count in sorted(drops.items()) if count},
+            **figures,
+            "concealed": self._playout.concealed,
+            "jitter": round(self._playout.jitter, 6),
+            "unsent": self._talker.unsent,
+            "floor_sent": self.counters["floor-sent"],
+            "floor_received": self.counters["floor-received"],
+            "floor_dropped": self.counters["floor-dropped"],
+            "send_errors": self._audio.errors + self._floor.errors,
+        }
+
+    async def close(self) -> None:
+        """Ends everything: nothing more is sent or played, the recording is a whole file. Harmless twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._talker.stop.set()
+        self._has_floor = False
+        self._decide(FloorError("the call is over"))
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._microphone is not None:
+            with contextlib.suppress(asyncio.CancelledError, MediaError):
+                self._microphone.cancel()
+                await self._microphone
+        self._participant.call_released(self._loop.time())
+        self._reception.stop()
+        self._hear(self._loop.time())
+        self._playout.close()
+        log.info("media of %s closed: %s", self.user, self.statistics())
+        self._audio.close()
+        self._floor.close()
+
+
+def _random_ssrc(*others: int) -> int:
+    """From system randomness, anew for every start (RFC 3711 9.1; security rule 1)."""
+    while (ssrc := secrets.randbits(32)) in (0, *others):
+        pass
+    return ssrc

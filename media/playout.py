@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoding what a :class:`~media.reception.Reception` lets through, onto a recording's time line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from media.codec import FRAME_SAMPLES, RATE, OpusDecoder, WavTimeline
+from media.errors import CodecError
+from media.reception import Burst, BurstEnded, Event, Played, Reception
+
+__all__ = ["Playout"]
+
+
+class _Track:
+    """How far one burst has been played. ``first`` is the place of its first sample on the time line, ``start``
+    when that sample was due."""
+
+    def __init__(self, first: int, start: float) -> None:
+        self.decoder = OpusDecoder()
+        self.first = first
+        self.start = start
+        self.samples = 0
+
+
+class Playout:
+    """Plays bursts one after the other: none cuts off the end or the beginning of another."""
+
+    def __init__(self, reception: Reception, clock: Callable[[], float]) -> None:
+        self.concealed = 0
+        self.jitter = 0.0
+        #: told every frame that is played: (user, 640 octets of 16 kHz mono, when it is due)
+        self.on_frame: Callable[[str, bytes, float], None] | None = None
+        self._reception = reception
+        self._clock = clock
+        self._tracks: dict[int, _Track] = {}
+        self._timeline: WavTimeline | None = None
+        self._origin: float | None = None
+        self._end = 0
+        self._flush = 0.0
+        self._flush_due: float | None = None
+
+    def record(self, path: Path | str, now: float, flush: float) -> None:
+        """Begins a recording whose first sample is now."""
+        self._close_recording()
+        self._timeline = WavTimeline(path)
+        self._origin, self._end = now, 0
+        self._flush = flush
+        self._timeline.flush()
+
+    def take(self, event: Event, now: float) -> dict[str, Any] | None:
+        """Plays a frame, or gives the details of ``burst-heard`` at a burst's end."""
+        if isinstance(event, Played):
+            self._play(event, now)
+        elif isinstance(event, BurstEnded):
+            return self._ended(event.burst, now)
+        return None
+
+    def _play(self, event: Played, now: float) -> None:
+        if self._origin is None:
+            self._origin = now
+        track = self._tracks.get(id(event.burst))
+        if track is None:
+            due = round((event.due - self._origin) * RATE) - event.offset * FRAME_SAMPLES
+            first = max(due, self._end, 0)
+            track = self._tracks[id(event.burst)] = _Track(first, self._origin + first / RATE)
+        if event.payload is None:
+            pcm = track.decoder.conceal()
+            self.concealed += 1
+        else:
+            try:
+                pcm = track.decoder.decode(event.payload)
+            except CodecError:
+                pcm = track.decoder.conceal()
+                self.concealed += 1
+                self._reception.counters["codec"] += 1
+        at = event.offset * FRAME_SAMPLES
+        track.samples = at + FRAME_SAMPLES
+        self._end = track.first + track.samples
+        if self._timeline is not None:
+            self._timeline.write_at(track.first + at, pcm)
+            if self._flush_due is None:
+                self._flush_due = now + self._flush
+        if self.on_frame is not None:
+            self.on_frame(event.burst.user, pcm, track.start + at / RATE)
+
+    def _ended(self, burst: Burst, now: float) -> dict[str, Any] | None:
+        track = self._tracks.pop(id(burst), None)
+        if track is None:
+            return None
+        self.jitter = burst.jitter
+        return {
+            "user": burst.user,
+            "start": self._clock() - (now - track.start),
+            "offset": track.first,
+            "samples": track.samples,
+            "lost": burst.buffer.lost,
+            "late": burst.buffer.late,
+            "jitter": round(burst.jitter, 6),
+        }
+
+    def next_timer(self) -> float | None:
+        """When to call :meth:`handle_timer`."""
+        return self._flush_due
+
+    def handle_timer(self, now: float) -> None:
+        """Brings the recording up to date on disk when it is time."""
+        if self._flush_due is not None and now >= self._flush_due:
+            self._flush_due = None
+            if self._timeline is not None:
+                self._timeline.flush()
+
+    def _close_recording(self) -> None:
+        timeline, self._timeline = self._timeline, None
+        self._flush_due = None
+        if timeline is not None:
+            timeline.close()
+
+    def close(self) -> None:
+        """The recording ends."""
+        self._close_recording()

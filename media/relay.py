@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The filter of a blind relay: which packets of a group's media pass, and to whom; sans-IO.
+
+A relay holds no media key. What it can check stands in clear: the source address, the sender's SSRC, and the
+GUK-ID at the end of the MKI, which names the member whose key the packet is (allegedly) protected under. The
+checks keep strangers and one member's packets under another's name out; that a packet is authentic, its receivers
+find out for themselves.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+__all__ = ["Address", "Leg", "Relay", "RelaySettings"]
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """Sizes in octets."""
+
+    mki_length: int = 8
+    #: octets after the MKI: the ROC
+    trailer: int = 4
+    tag: int = 16
+    min_packet: int = 12 + 16 + 8 + 4
+    max_packet: int = 1400
+    #: packets a member may send in a second, with so many at once
+    rate: float = 200.0
+    burst: float = 100.0
+    #: GUK-IDs of a member that are valid: the last ones that were bound to his leg
+    guk_ids: int = 4
+    max_legs: int = 2000
+
+
+@dataclass(slots=True)
+class Leg:
+    """One participant's media address and what his packets must show."""
+
+    participant: str
+    audio: Address
+    media_ssrc: int
+    guk_ids: deque[bytes]
+    receive_only: bool = False
+    tokens: float = 0.0
+    refilled: float = 0.0
+    sent: int = 0
+
+
+@dataclass(slots=True)
+class Relay:
+    """The legs of one call.
+
+    :param may_pass: asked for each packet that is in order, with (participant, SSRC, now): floor control's word
+    """
+
+    may_pass: Callable[[str, int, float], bool]
+    settings: RelaySettings = field(default_factory=RelaySettings)
+    legs: dict[str, Leg] = field(default_factory=dict)
+    #: packets by what became of them: ``relayed``, or the reason of the drop
+    counters: Counter[str] = field(default_factory=Counter)
+    _by_source: dict[Address, Leg] = field(default_factory=dict)
+
+    def add(
+        self, participant: str, audio: Address, media_ssrc: int, guk_id: int, now: float, *, receive_only: bool = False
+    ) -> None:
+        """A leg, in place of one that the participant had. Raises ValueError when an address is taken, or full."""
+        self.remove(participant)
+        if audio in self._by_source:
+            raise ValueError(f"{audio} is another participant's media address")
+        if len(self.legs) >= self.settings.max_legs:
+            raise ValueError(f"more than {self.settings.max_legs} legs")
+        leg = Leg(participant, audio, media_ssrc, deque(maxlen=self.settings.guk_ids), receive_only)
+        leg.tokens, leg.refilled = self.settings.burst, now
+        leg.guk_ids.append(guk_id.to_bytes(4, "big"))
+        self.legs[participant] = self._by_source[audio] = leg
+
+    def bind(self, participant: str, guk_id: int) -> None:
+        """A further GUK-ID of a participant, after a new group key."""
+        leg = self.legs.get(participant)
+        octets = guk_id.to_bytes(4, "big")
+        if leg is not None and octets not in leg.guk_ids:
+            leg.guk_ids.append(octets)
+
+    def move(self, participant: str, audio: Address) -> None:
+        """A participant's media now comes from, and goes to, another address."""
+        leg = self.legs.get(participant)
+        if leg is not None and audio not in self._by_source:
+            del self._by_source[leg.audio]
+            leg.audio = audio
+            self._by_source[audio] = leg
+
+    def remove(self, participant: str) -> None:
+        """Nothing goes to him or comes from him any more."""
+        leg = self.legs.pop(participant, None)
+        if leg is not None:
+            self._by_source.pop(leg.audio, None)
+
+    def route(self, packet: bytes, source: Address, now: float) -> list[Address]:
+        """Where a packet goes, as it is; nowhere when it is not in order."""
+        reason = self._refuse(packet, source, now)
+        if reason is not None:
+            self.counters[reason] += 1
+            return []
+        self.counters["relayed"] += 1
+        return [leg.audio for leg in self.legs.values() if leg.audio != source]
+
+    def _refuse(self, packet: bytes, source: Address, now: float) -> str | None:
+        leg = self._by_source.get(source)
+        if leg is None:
+            return "unknown-source"
+        settings = self.settings
+        if not settings.min_packet <= len(packet) <= settings.max_packet:
+            return "size"
+        if packet[0] >> 6 != 2 or 192 <= packet[1] <= 208:
+            return "not-rtp"
+        leg.tokens = min(settings.burst, leg.tokens + (now - leg.refilled) * settings.rate)
+        leg.refilled = now
+        if leg.tokens < 1.0:
+            return "rate"
+        leg.tokens -= 1.0
+        end = len(packet) - settings.trailer
+        if packet[end - 4 : end] not in leg.guk_ids:
+            return "foreign-guk-id"
+        ssrc = struct.unpack_from(">I", packet, 8)[0]
+        if ssrc != leg.media_ssrc or leg.receive_only:
+            return "foreign-ssrc" if ssrc != leg.media_ssrc else "receive-only"
+        if not self.may_pass(leg.participant, ssrc, now):
+            return "no-floor"
+        leg.sent += 1
+        return None

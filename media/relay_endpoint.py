@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's media of one call: a socket for audio that is copied unopened, and one for floor control.
+
+It holds each member's CSK for floor control and no media key. Use :class:`GroupRelay` inside a running asyncio loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from media.errors import FloorMessageError, SrtpError
+from media.fanout import FanOut
+from media.floor_messages import FloorIndicator, decode_all
+from media.floor_server import FloorControlServer, FloorFree, FloorServerSettings, FloorTakenBy, Inactive
+from media.relay import Relay, RelaySettings
+from media.srtp import CSK, SrtpKey, SrtpReceiver, SrtpSender
+from media.udp import Address, Datagrams
+
+__all__ = ["GroupRelay", "GroupRelaySettings"]
+
+log = logging.getLogger(__name__)
+
+Trace = Callable[[str, bool, Address, Address, bytes, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRelaySettings:
+    """Everything that can be set."""
+
+    relay: RelaySettings = field(default_factory=RelaySettings)
+    floor: FloorServerSettings = field(default_factory=FloorServerSettings)
+    #: an empty receiver report to every member, so that he notices a dead server; seconds, 0: none
+    floor_keepalive: float = 5.0
+    dscp: int = 46
+    max_datagram: int = 1500
+
+
+@dataclass(slots=True)
+class _FloorLeg:
+    """One member's floor control channel."""
+
+    participant: str
+    address: Address
+    ssrc: int  # ours, towards him
+    sender: SrtpSender
+    receiver: SrtpReceiver
+
+
+class GroupRelay:
+    """The media of one call on the server.
+
+    ``trace(kind, outbound, local, remote, octets, time)`` is told of ``audio`` and ``floor`` datagrams as on the
+    wire and, as ``floor-opened``, of floor messages in clear; ``on_event(name, details)`` of ``floor-taken``
+    {user}, ``floor-idle`` {} and ``inactive`` {}.
+
+    Raises ``OSError`` when no socket can be had on ``host``.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        host: str,
+        *,
+        clock: Callable[[], float] = time.time,
+        settings: GroupRelaySettings | None = None,
+        indicator: FloorIndicator = FloorIndicator.NORMAL
+        | FloorIndicator.TEMPORARY_GROUP
+        | FloorIndicator.QUEUEING,
+    ) -> None:
+        self.group = group
+        self.settings = settings or GroupRelaySettings()
+        self.trace: Trace | None = None
+        self.on_event: Callable[[str, dict[str, Any]], None] = lambda _name, _details: None
+        self.counters: Counter[str] = Counter()
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._audio = Datagrams(host, dscp=self.settings.dscp, max_datagram=self.settings.max_datagram)
+        try:
+            self._floor = Datagrams(host, dscp=self.settings.dscp, max_datagram=self.settings.max_datagram)
+        except OSError:
+            self._audio.close()
+            raise
+        self._audio.on_datagram = self._audio_received
+        self._floor.on_datagram = self._floor_received
+        self._fan_out = FanOut()
+        self._legs: dict[str, _FloorLeg] = {}
+        self._by_mki: dict[bytes, _FloorLeg] = {}
+        now = self._loop.time()
+        self._arbiter = FloorControlServer(
+            self.settings.floor, ssrc_of=lambda name: self._legs[name].ssrc, indicator=indicator, now=now
+        )
+        self._relay = Relay(self._arbiter.media_received, self.settings.relay)
+        self._keepalive_due = now + self.settings.floor_keepalive if self.settings.floor_keepalive else None
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def audio(self) -> Address:
+        """Where members send audio."""
+        return self._audio.address
+
+    @property
+    def floor(self) -> Address:
+        """Where members send floor control messages."""
+        return self._floor.address
+
+    @property
+    def holder(self) -> str | None:
+        """Who has the floor."""
+        return self._arbiter.holder
+
+    # --- legs -----------------------------------------------------------------------------------------
+
+    def add_leg(
+        self,
+        participant: str,
+        *,
+        audio: Address,
+        floor: Address,
+        media_ssrc: int,
+        csk: SrtpKey,
+        guk_id: int,
+        priority: int = 0,
+        queueing: bool = True,
+        implicit_request: bool = False,
+        receive_only: bool = False,
+    ) -> None:
+        """A member comes in: he gets audio from now on and is told how the floor stands.
+
+        Raises ValueError when his media address or the MKI of his CSK is another member's.
+        """
+        self.remove_leg(participant)
+        if csk.mki in self._by_mki:
+            raise ValueError("the CSK-ID is another participant's")
+        now = self._loop.time()
+        self._relay.add(participant, audio, media_ssrc, guk_id, now, receive_only=receive_only)
+        ssrc = int.from_bytes(os.urandom(4), "big")
+        leg = _FloorLeg(
+            participant,
+            floor,
+            ssrc,
+            SrtpSender(csk, ssrc, CSK),
+            SrtpReceiver({csk.mki: csk}.get, CSK, own_ssrcs=(ssrc,), max_streams=16),
+        )
+        self._legs[participant] = self._by_mki[csk.mki] = leg
+        self._arbiter.join(
+            participant, now, media_ssrc=media_ssrc, priority=priority, queueing=queueing,
+            implicit_request=implicit_request, receive_only=receive_only,
+        )
+        self._advance()
+
+    def bind(self, participant: str, guk_id: int) -> None:
+        """A further GUK-ID under which the participant will send, after a new group key."""
+        self._relay.bind(participant, guk_id)
+
+    def remove_leg(self, participant: str) -> None:
+        """A member is out: nothing goes to him any more, his floor is free."""
+        leg = self._legs.get(participant)
+        if leg is None:
+            return
+        self._relay.remove(participant)
+        self._arbiter.leave(participant, self._loop.time())
+        del self._legs[participant]
+        self._by_mki = {mki: other for mki, other in self._by_mki.items() if other is not leg}
+        self._advance()
+
+    # --- datagrams ------------------------------------------------------------------------------------
+
+    def _audio_received(self, octets: bytes, source: Address) -> None:
+        if self.trace is not None:
+            self.trace("audio", False, self.audio, source, octets, self._clock())
+        targets = self._relay.route(octets, source, self._loop.time())
+        self._audio.send_many(octets, targets, self._fan_out)
+        if self.trace is not None:
+            at = self._clock()
+            for target in targets:
+                self.trace("audio", True, self.audio, target, octets, at)
+        self._advance()
+
+    def _floor_received(self, octets: bytes, source: Address) -> None:
+        if self.trace is not None:
+            self.trace("floor", False, self.floor, source, octets, self._clock())
+        leg = self._by_mki.get(octets[-4:])
+        if leg is None:
+            self.counters["floor-unknown-key"] += 1
+            return
+        try:
+            plain = leg.receiver.unprotect_rtcp(octets).data
+            messages = decode_all(plain) if plain[1] == 204 else []
+        except SrtpError as error:
+            self.counters[f"floor-{error.reason}"] += 1
+            log.debug("group=%s floor message dropped: %s", self.group, error)
+            return
+        except FloorMessageError as error:
+            self.counters["floor-malformed"] += 1
+            log.debug("group=%s user=%s floor message dropped: %s", self.group, leg.participant, error)
+            return
+        leg.address = source  # only what is authenticated moves a member's address
+        if self.trace is not None and messages:
+            self.trace("floor-opened", False, self.floor, source, plain, self._clock())
+        for message in messages:
+            self._arbiter.receive(leg.participant, message, self._loop.time())
+        self._advance()
+
+    def _send_floor(self, leg: _FloorLeg, plain: bytes, opened: bool) -> None:
+        protected = leg.sender.protect_rtcp(plain)
+        if self.trace is not None:
+            at = self._clock()
+            if opened:
+                self.trace("floor-opened", True, self.floor, leg.address, plain, at)
+            self.trace("floor", True, self.floor, leg.address, protected, at)
+        self._floor.send(protected, leg.address)
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Sends what floor control has to say and sets the timer for what comes next."""
+        if self._closed:
+            return
+        for participant, message in self._arbiter.to_send():
+            if (leg := self._legs.get(participant)) is not None:
+                self._send_floor(leg, message.encode(), True)
+        for event in self._arbiter.events():
+            match event:
+                case FloorTakenBy(participant, _):
+                    self.on_event("floor-taken", {"user": participant})
+                case FloorFree():
+                    self.on_event("floor-idle", {})
+                case Inactive():
+                    self.on_event("inactive", {})
+        due = [at for at in (self._arbiter.next_timer(), self._keepalive_due) if at is not None]
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due:
+            self._timer = self._loop.call_at(min(due), self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        self._arbiter.handle_timer(now)
+        if self._keepalive_due is not None and self._keepalive_due <= now:
+            self._keepalive_due = now + self.settings.floor_keepalive
+            for leg in self._legs.values():
+                # an empty receiver report (RFC 3550 6.4.2)
+                self._send_floor(leg, b"\x80\xc9\x00\x01" + leg.ssrc.to_bytes(4, "big"), False)
+        self._advance()
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters: packets relayed and dropped by reason, floor messages refused, datagrams the system refused."""
+        return {
+            **self._relay.counters,
+            **self.counters,
+            "legs": len(self._legs),
+            "unsent": self._fan_out.lost + self._audio.errors + self._floor.errors,
+        }
+
+    def close(self) -> None:
+        """Lets go of both sockets, and tells the log what passed and what did not. Harmless twice."""
+        if self._closed:
+            return
+        self._closed = True
+        log.info("group=%s relay closed: %s", self.group, self.statistics())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._audio.close()
+        self._floor.close()

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UDP sockets on an asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+
+from media.fanout import FanOut
+
+__all__ = ["Address", "Datagrams", "mark"]
+
+log = logging.getLogger(__name__)
+
+Address = tuple[str, int]
+#: datagrams taken from a socket before the loop gets its turn
+_AT_ONCE = 64
+
+
+class Datagrams:
+    """A UDP socket on a port that the system chooses; hands every datagram to ``on_datagram``.
+
+    Unlike asyncio's transport it sends empty datagrams (RFC 6263 4.1) and never queues: what the system does not
+    take at once is lost and counted in ``errors``, as old audio is worth nothing.
+
+    Raises ``OSError`` when the address cannot be had.
+    """
+
+    def __init__(self, host: str, *, dscp: int = 0, max_datagram: int = 1500) -> None:
+        self.on_datagram: Callable[[bytes, Address], None] = lambda _octets, _source: None
+        self.errors = 0
+        self.oversized = 0
+        self._max = max_datagram
+        self._loop = asyncio.get_running_loop()
+        self._socket: socket.socket | None = socket.socket(
+            socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM
+        )
+        try:
+            self._socket.setblocking(False)
+            self._socket.bind((host, 0))
+        except OSError:
+            self._socket.close()
+            raise
+        mark(self._socket, dscp)
+        self.address: Address = self._socket.getsockname()[:2]
+        self._loop.add_reader(self._socket, self._readable)
+
+    def _readable(self) -> None:
+        for _ in range(_AT_ONCE):
+            if self._socket is None:  # closed by what the last datagram brought
+                return
+            try:
+                octets, source = self._socket.recvfrom(self._max + 1)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                # an ICMP error: the peer is gone or not there yet, which its silence tells as well
+                self.errors += 1
+                log.debug("%s: %s", self.address, error)
+                continue
+            if len(octets) > self._max:
+                self.oversized += 1
+                continue
+            self.on_datagram(octets, source[:2])
+
+    def send(self, octets: bytes, target: Address) -> None:
+        """Sends a datagram, at once or never. Does nothing after :meth:`close`."""
+        if self._socket is None:
+            return
+        try:
+            self._socket.sendto(octets, target)
+        except OSError as error:
+            self.errors += 1
+            log.debug("%s to %s: %s", self.address, target, error)
+
+    def send_many(self, octets: bytes, targets: Sequence[Address], fan_out: FanOut) -> int:
+        """Sends a datagram to many, at once or never; how many were sent."""
+        return 0 if self._socket is None else fan_out.send(self._socket, octets, targets)
+
+    def close(self) -> None:
+        """Nothing more is received or sent. Harmless twice."""
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+
+def mark(sock: socket.socket, dscp: int) -> None:
+    """Sets the differentiated services code point of what the socket sends, where the system allows it."""
+    try:
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, dscp << 2)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, dscp << 2)
+    except OSError as error:
+        log.warning("packets are not marked with DSCP %d: %s", dscp, error)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Throws octets at every parser that reads what a stranger can send: ``python tests/fuzz.py --seed N --cases N``.
+
+Each case is random octets, or a real message cut, spliced, with bits flipped or fields repeated. A parser may accept
+it or raise its own error; anything else, or more than two seconds for one case, is a finding: it is printed with the
+octets in hex and the seed, and the run exits 1. The same seed gives the same octets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mcptt_sip.body import build_multipart, parse_multipart
+from mcptt_sip.errors import ParseError, SipError
+from mcptt_sip.headers import NameAddr
+from mcptt_sip.mcptt.contents import SipFragment, read_contents
+from mcptt_sip.mcptt.documents import ConferenceInfo, McpttInfo, ResourceLists
+from mcptt_sip.mcptt.keying import Acknowledgement, GroupTerms, i_message
+from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
+from mcptt_sip.message import MessageFramer, Request, parse
+from mcptt_sip.uri import parse_uri
+from media import floor_messages
+from media.errors import MediaError
+from media.rtp import RtpPacket
+from media.sdp import SessionDescription
+from media.srtp import SrtpKey, SrtpReceiver
+from mikey import IMessage, MikeyError, decode_text, read
+from mikey.key_parameters import KeyParameters
+from mikey.kms_documents import decode_request, decode_response
+
+VECTORS = Path(__file__).parent / "vectors"
+#: seconds that one case may take
+PATIENCE = 2.0
+KEY = SrtpKey(bytes(16), bytes(12), bytes(8))
+
+
+def text(octets: bytes) -> str:
+    return octets.decode("utf-8", "surrogateescape")
+
+
+def frame(octets: bytes) -> None:
+    framer = MessageFramer()
+    for start in range(0, len(octets), 7):
+        for item in framer.receive(octets[start : start + 7]):
+            if isinstance(item, ParseError):
+                return
+
+
+def whole_request(octets: bytes) -> None:
+    message = parse(octets)
+    headers = message.headers
+    assert headers.top_via
+    assert headers.cseq and headers.from_ and headers.to
+    if isinstance(message, Request):
+        read_contents(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One parser: what it reads, real inputs to start from, and the errors that are its own."""
+
+    read: Callable[[bytes], object]
+    seeds: Sequence[bytes]
+    errors: tuple[type[Exception], ...]
+
+
+def corpus() -> list[bytes]:
+    cases = json.loads((VECTORS / "mikey" / "i_message_corpus.json").read_text())["cases"]
+    return [base64.b64decode(case["input"]["message_b64"]) for case in cases if case["input"]["message_b64"]]
+
+
+def sip_messages() -> list[bytes]:
+    found = [file.read_bytes() for file in sorted(VECTORS.glob("torture/**/*.dat"))]
+    mcptt = McpttInfo(
+        session_type="prearranged", request_uri="sip:bob@mcx.example", calling_user_id="sip:alice@mcx.example",
+        calling_group_id="sip:tmp-1@mcx.example", temporary_group=True, acknowledgement="required",
+    )
+    from mcptt_sip.body import Part
+
+    sdp = GroupMediaDescription(audio=("127.0.0.1", 4000), floor=("127.0.0.1", 4001), ssrc=7).encode()
+    kind, body = build_multipart(
+        [Part("application/sdp", sdp), Part("application/vnd.3gpp.mcptt-info+xml", mcptt.encode()),
+         Part("application/mikey", corpus()[0])],
+        lambda: b"12345678",
+    )
+    head = (
+        "INVITE sip:bob@127.0.0.1:5060;transport=tcp SIP/2.0\r\nVia: SIP/2.0/TCP 127.0.0.1:9;branch=z9hG4bKa;rport\r\n"
+        "From: <sip:tmp-1@mcx.example>;tag=1\r\nTo: <sip:bob@mcx.example>\r\nCall-ID: a\r\nCSeq: 1 INVITE\r\n"
+        "Contact: <sip:session-1@mcx.example;gr=2>;isfocus;+g.3gpp.mcptt\r\nMax-Forwards: 70\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return [*found, head.encode() + body]
+
+
+def floor_seeds() -> list[bytes]:
+    return [
+        floor_messages.FloorRequest(ssrc=7, priority=5).encode(),
+        floor_messages.FloorGranted(ssrc=7, duration=30, priority=5).encode(),
+        floor_messages.FloorIdle(ssrc=7, sequence=3).encode(),
+    ]
+
+
+def targets() -> dict[str, Target]:
+    sip, mikey, media = (SipError, ValueError), (MikeyError,), (MediaError,)
+    messages, keys = sip_messages(), corpus()
+    info = McpttInfo(request_uri="sip:bob@mcx.example", temporary_group=True).encode()
+    roster = ConferenceInfo("sip:tmp-1@mcx.example", 1, "full", ()).encode()
+    sdp = GroupMediaDescription(audio=("127.0.0.1", 4000), floor=("127.0.0.1", 4001), ssrc=7).encode()
+    packet = RtpPacket(96, 1, 2, 3, True, b"payload", 1_700_000_000.0).encode()
+    return {
+        "sip-message": Target(whole_request, messages, sip),
+        "sip-stream": Target(frame, messages, sip),
+        "sip-uri": Target(lambda o: parse_uri(text(o)), [b"sip:a:b@[::1]:5060;x=y?z=%41", b"tel:+1;ext=2"], sip),
+        "name-addr": Target(lambda o: NameAddr.parse(text(o)), [b'"A \\" b" <sip:a@b;c>;tag=1;x="y"'], sip),
+        "multipart": Target(lambda o: parse_multipart("multipart/mixed;boundary=a", o), [
+            b"--a\r\nContent-Type: text/plain\r\n\r\nx\r\n--a--\r\n"], sip),
+        "sipfrag": Target(SipFragment.decode, [SipFragment(486, "busy").encode("mcx.example")], sip),
+        "mcptt-info": Target(McpttInfo.decode, [info], sip),
+        "resource-lists": Target(ResourceLists.decode, [ResourceLists(("sip:a@b",)).encode()], sip),
+        "conference-info": Target(ConferenceInfo.decode, [roster], sip),
+        "acknowledgement": Target(Acknowledgement.decode, [bytes(200)], sip),
+        "group-terms": Target(lambda o: GroupTerms.parse(text(o)), [str(GroupTerms()).encode()], sip),
+        "key-part": Target(i_message, [*keys[:3], base64.b64encode(keys[0])], sip + mikey),
+        "regroup-sdp": Target(GroupMediaDescription.decode, [sdp], sip + media),
+        "sdp": Target(SessionDescription.parse, [sdp], media),
+        "i-message": Target(IMessage.decode, keys, mikey),
+        "i-message-identities": Target(read, keys, mikey),
+        "mikey-text": Target(lambda o: decode_text(text(o)), [b"mikey " + base64.b64encode(keys[0])], mikey),
+        "key-parameters": Target(KeyParameters.decode, [bytes(40)], mikey),
+        "kms-response": Target(decode_response, kms_seeds(), mikey),
+        "kms-request": Target(decode_request, kms_seeds(), mikey),
+        "rtp": Target(RtpPacket.decode, [packet], media),
+        "srtp": Target(SrtpReceiver(lambda _mki: KEY).unprotect, [packet + bytes(28)], media),
+        "floor": Target(floor_messages.decode_all, floor_seeds(), media),
+    }
+
+
+def kms_seeds() -> list[bytes]:
+    return [file.read_bytes() for file in sorted((VECTORS / "mikey" / "xml").glob("*.xml"))]
+
+
+def mutated(seeds: Sequence[bytes], source: random.Random) -> bytes:
+    """Random octets, or a seed with up to four things done to it."""
+    if not seeds or source.random() < 0.1:
+        return source.randbytes(source.randrange(200))
+    octets = bytearray(source.choice(seeds))
+    for _ in range(source.randrange(1, 5)):
+        at = source.randrange(len(octets) + 1)
+        match source.randrange(6):
+            case 0:
+                del octets[at:]
+            case 1:
+                del octets[at : at + source.randrange(1, 20)]
+            case 2:
+                octets[at:at] = source.randbytes(source.randrange(1, 20))
+            case 3 if octets:
+                octets[at % len(octets)] ^= 1 << source.randrange(8)
+            case 4:
+                other = source.choice(seeds)
+                cut = source.randrange(len(other) + 1)
+                octets[at:] = other[cut:]
+            case _:
+                piece = octets[at : at + source.randrange(1, 60)]
+                octets[at:at] = piece * source.randrange(1, 6)
+    return bytes(octets)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    target: str
+    octets: bytes
+    what: str
+
+
+def run(seed: int, cases: int, chosen: Sequence[str] | None = None) -> tuple[dict[str, tuple[int, int]], list[Finding]]:
+    """(accepted, refused) of each target, and what no parser should do. ``cases`` are shared out evenly."""
+    all_targets = targets()
+    names = list(chosen or all_targets)
+    counts: dict[str, tuple[int, int]] = {}
+    findings: list[Finding] = []
+    for name in names:
+        target, source = all_targets[name], random.Random(f"{seed} {name}")
+        accepted = refused = 0
+        for _ in range(cases // len(names)):
+            octets = mutated(target.seeds, source)
+            began = time.monotonic()
+            try:
+                target.read(octets)
+                accepted += 1
+            except target.errors:
+                refused += 1
+            except Exception as error:
+                findings.append(Finding(name, octets, f"{type(error).__name__}: {error}"))
+            if time.monotonic() - began > PATIENCE:
+                findings.append(Finding(name, octets, "took too long"))
+            if len(findings) >= 20:
+                return counts | {name: (accepted, refused)}, findings
+        counts[name] = (accepted, refused)
+    return counts, findings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--cases", type=int, default=100_000, help="of all parsers together")
+    parser.add_argument("--target", action="append", help="only this one; repeatable: " + ", ".join(targets()))
+    options = parser.parse_args(arguments)
+    began = time.monotonic()
+    counts, findings = run(options.seed, options.cases, options.target)
+    for name, (accepted, refused) in counts.items():
+        print(f"{name:22} {accepted:9} accepted {refused:9} refused")
+    for finding in findings:
+        print(f"FINDING {finding.target} seed={options.seed}: {finding.what}\n  {finding.octets.hex()}")
+    print(f"{sum(map(sum, counts.values()))} cases, seed {options.seed}, {time.monotonic() - began:.1f} s, "
+          f"{len(findings)} findings")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

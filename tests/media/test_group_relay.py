@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Members and a relay on loopback: real codec, real SRTP, real floor control."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import wave
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from media.endpoint import MemberMedia
+from media.errors import FloorDenied
+from media.quality import score
+from media.relay_endpoint import GroupRelay
+from media.srtp import SrtpKey
+
+DATA = Path(__file__).parents[2] / "scenarios" / "data"
+NAMES = ("alice", "bob", "carol")
+pytestmark = pytest.mark.network
+
+
+@dataclass
+class Group:
+    """A group key as everybody derives it: here, each sender's key from its GUK-ID by counting."""
+
+    gmk: bytes
+    keys: dict[bytes, SrtpKey] = field(default_factory=dict)
+
+    def guk_id(self, name: str) -> int:
+        return 0x0A000000 + sum(name.encode())
+
+    def key(self, name: str) -> SrtpKey:
+        mki = self.gmk + self.guk_id(name).to_bytes(4, "big")
+        return self.keys.setdefault(mki, SrtpKey(os.urandom(16), os.urandom(12), mki))
+
+
+class Party:
+    """One member with what happened to him."""
+
+    def __init__(self, name: str, media: MemberMedia, groups: list[Group]) -> None:
+        self.name = name
+        self.media = media
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self._news = asyncio.Event()
+        self.groups = groups
+        media.on_event = self._happened
+        media.find_key = lambda mki: next((g.keys[mki] for g in groups if mki in g.keys), None)
+        media.talker_guk_ids = lambda user: {g.guk_id(user[4:].partition("@")[0]).to_bytes(4, "big") for g in groups}
+
+    def _happened(self, name: str, details: dict[str, Any]) -> None:
+        self.events.append((name, details))
+        self._news.set()
+
+    async def expect(self, name: str, after: int = 0) -> dict[str, Any]:
+        async with asyncio.timeout(15):
+            while True:
+                for seen, details in self.events[after:]:
+                    if seen == name:
+                        return details
+                self._news.clear()
+                await self._news.wait()
+
+
+@asynccontextmanager
+async def call(tmp_path: Path, names: tuple[str, ...] = NAMES) -> AsyncIterator[tuple[GroupRelay, Group, list[Party]]]:
+    group = Group(os.urandom(4))
+    for name in names:
+        group.key(name)
+    relay = GroupRelay("sip:g@x", "127.0.0.1")
+    parties = []
+    for name in names:
+        media = await MemberMedia.open("127.0.0.1", user=f"sip:{name}@x")
+        party = Party(name, media, [group])
+        csk = SrtpKey(os.urandom(16), os.urandom(12), os.urandom(4))
+        media.set_csk(csk)
+        media.set_sending_key(group.key(name))
+        media.record(tmp_path / f"{name}.wav")
+        media.connect(relay.audio, relay.floor)
+        relay.add_leg(
+            media.user, audio=media.audio_address, floor=media.floor_address, media_ssrc=media.ssrc, csk=csk,
+            guk_id=group.guk_id(name), priority=5,
+        )
+        parties.append(party)
+    try:
+        yield relay, group, parties
+    finally:
+        for party in parties:
+            await party.media.close()
+        relay.close()
+
+
+def heard(path: Path, burst: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.int16]]:
+    with wave.open(str(path)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    return samples[burst["offset"] : burst["offset"] + burst["samples"]]
+
+
+def said(name: str) -> np.ndarray[Any, np.dtype[np.int16]]:
+    with wave.open(str(DATA / f"{name}.wav")) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2")
+
+
+async def test_what_one_says_every_other_hears_and_a_second_waits_his_turn(tmp_path: Path) -> None:
+    async with call(tmp_path) as (relay, _, (alice, bob, carol)):
+        await alice.media.request_floor()
+        waiting = asyncio.ensure_future(bob.media.request_floor())
+        await bob.expect("floor-queued")
+        await alice.media.send_file(DATA / "alice.wav")
+        await alice.media.release_floor()
+        await waiting
+        await bob.media.send_file(DATA / "bob.wav")
+        await bob.media.release_floor()
+        bursts = [
+            (name, party, await party.expect("burst-heard", after))
+            for name, party, after in (("alice", bob, 0), ("alice", carol, 0), ("bob", alice, 0))
+        ]
+        assert {burst["user"] for _, _, burst in bursts} == {"sip:alice@x", "sip:bob@x"}
+        statistics = relay.statistics()
+    for name, party, burst in bursts:
+        sound = heard(tmp_path / f"{party.name}.wav", burst)
+        assert score(said(name), sound, 16000) >= 0.85
+        assert abs(len(sound) - len(said(name))) < 0.05 * len(said(name))
+        assert score(said("dave"), sound, 16000) < 0.3
+    assert statistics["relayed"] > 400 and statistics["legs"] == 3
+    assert not [reason for reason in statistics if reason.startswith(("foreign", "unknown", "floor-"))]
+
+
+async def test_a_new_key_in_the_middle_of_a_word_makes_no_gap(tmp_path: Path) -> None:
+    async with call(tmp_path) as (relay, _group, (alice, bob, carol)):
+        halfway = asyncio.Event()
+        sent: list[bytes] = []
+
+        def count(kind: str, outbound: bool, _local: Any, _remote: Any, octets: bytes, _at: float) -> None:
+            if kind == "audio" and outbound:
+                sent.append(octets)
+                if len(sent) == 100:
+                    halfway.set()
+
+        alice.media.trace = count
+        await alice.media.request_floor()
+        talking = asyncio.ensure_future(alice.media.send_file(DATA / "alice.wav"))
+        new = Group(os.urandom(4))
+        for party in (alice, bob):  # carol is out
+            new.key(party.name)
+            party.groups.append(new)
+        await halfway.wait()
+        relay.remove_leg("sip:carol@x")
+        alice.media.set_sending_key(new.key("alice"))
+        await talking
+        await alice.media.release_floor()
+        burst = await bob.expect("burst-heard")
+        assert burst["lost"] == 0
+        lost = await carol.expect("burst-heard")
+    assert score(said("alice"), heard(tmp_path / "bob.wav", burst), 16000) >= 0.85
+    assert lost["samples"] < 0.6 * burst["samples"]
+
+
+async def test_without_the_key_nothing_is_heard_and_every_packet_is_counted(tmp_path: Path) -> None:
+    async with call(tmp_path) as (_, _group, (alice, bob, carol)):
+        carol.media.find_key = lambda _mki: None
+        await alice.media.request_floor()
+        await alice.media.send_file(DATA / "alice.wav")
+        await alice.media.release_floor()
+        await bob.expect("burst-heard")
+        statistics = carol.media.statistics()
+        assert not [name for name, _ in carol.events if name == "burst-heard"]
+        assert statistics["dropped"]["unknown-key"] > 200
+
+
+async def test_strangers_and_packets_under_another_members_name_do_not_pass(tmp_path: Path) -> None:
+    async with call(tmp_path) as (relay, group, (alice, bob, carol)):
+        await alice.media.request_floor()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            for octets in (b"", b"x" * 100, os.urandom(1400), os.urandom(40)):
+                for target in (relay.audio, relay.floor, bob.media.audio_address, bob.media.floor_address):
+                    stranger.sendto(octets, target)
+        bob.media.set_sending_key(group.key("alice"))  # bob would speak under alice's GUK-ID
+        bob.media._has_floor = True
+        await asyncio.gather(
+            alice.media.send_file(DATA / "alice.wav"), bob.media.send_file(DATA / "bob.wav"), return_exceptions=True
+        )
+        await alice.media.release_floor()
+        await carol.expect("burst-heard")
+        statistics = relay.statistics()
+        assert statistics["foreign-guk-id"] > 0 or statistics["no-floor"] > 0
+        assert statistics["unknown-source"] == 4
+        assert {d["user"] for n, d in carol.events if n == "burst-heard"} == {"sip:alice@x"}
+
+
+async def test_one_alone_is_denied_with_its_cause(tmp_path: Path) -> None:
+    async with call(tmp_path, ("alice",)) as (_, _, (alice,)):
+        with pytest.raises(FloorDenied) as error:
+            await alice.media.request_floor()
+        assert error.value.cause == 3
+
+
+async def test_a_closed_relay_and_member_leave_no_socket(tmp_path: Path) -> None:
+    async with call(tmp_path) as (relay, _, parties):
+        addresses = [relay.audio, relay.floor, *(p.media.audio_address for p in parties)]
+    for address in addresses:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind(address)
