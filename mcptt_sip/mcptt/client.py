@@ -21,6 +21,7 @@ from typing import Any
 
 from mcptt_sip.auth import DigestCredentials
 from mcptt_sip.body import Part, build_multipart
+from mcptt_sip.endpoint import SipEndpoint
 from mcptt_sip.errors import RegistrationFailed, SipError
 from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.mcptt import documents
@@ -60,7 +61,6 @@ from mcptt_sip.subscription import Notified, Subscription, SubscriptionEnded
 from mcptt_sip.trace import TraceSink
 from mcptt_sip.transport import TransportSettings
 from mcptt_sip.uri import SipUri
-from mcptt_sip.useragent import UserAgent
 from media.endpoint import MemberMedia
 from media.srtp import SrtpKey
 from mikey import Keyring, KeyType, MikeyError, ReplayCache, TransportKey, seal, srtp_keys
@@ -158,7 +158,7 @@ class McpttClient:
             token=lambda: random(8),
         )
         self.stack = stack
-        self._agent = UserAgent(stack, on_event=self._on_event, clock=clock, trace=trace, settings=settings.agent)
+        self._agent = SipEndpoint(stack, on_event=self._on_event, clock=clock, trace=trace, settings=settings.agent)
         self._renewal: asyncio.Task[None] | None = None
 
     # --- life -----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mcptt_sip.endpoint import SipEndpoint
 from mcptt_sip.mcptt.affiliation import Affiliations
 from mcptt_sip.mcptt.contents import FEATURE_TAGS
 from mcptt_sip.mcptt.controlling import ControllingFunction
@@ -32,7 +33,6 @@ from mcptt_sip.registrar import Registrar
 from mcptt_sip.stack import SipStack, StackSettings
 from mcptt_sip.trace import TraceSink
 from mcptt_sip.transport import TransportSettings
-from mcptt_sip.useragent import UserAgent
 from media.relay_endpoint import GroupRelay
 from media.srtp import SrtpKey
 from mikey import Keyring, ReplayCache, TransportKey, srtp_keys, verify
@@ -169,7 +169,7 @@ class McpttServer:
             observe=observe,
         )
         self.service = McpttService(self.stack, self.participating, self.controlling)
-        self._agent = UserAgent(
+        self._agent = SipEndpoint(
             self.stack, on_event=self._on_event, clock=clock, trace=trace, settings=settings.agent
         )
         self._timer: asyncio.TimerHandle | None = None

@@ -16,9 +16,9 @@ from xml.sax.saxutils import quoteattr
 import pytest
 
 from mcptt_sip.auth import DigestCredentials
+from mcptt_sip.endpoint import SipEndpoint
 from mcptt_sip.session import InviteSession
 from mcptt_sip.stack import SipStack, StackSettings
-from mcptt_sip.useragent import UserAgent
 from tests.sip.joined import tokens
 
 HOST = "127.0.0.1"
@@ -53,7 +53,7 @@ class Agent:
         self.seen: list[Any] = []
         self.on: Callable[[Any, float], None] = lambda event, now: None
         self.stack = SipStack(settings, token=tokens(free_port()))
-        self.agent = UserAgent(self.stack, on_event=self._event)
+        self.agent = SipEndpoint(self.stack, on_event=self._event)
         self.port = 0
         self._changed = asyncio.Event()
 

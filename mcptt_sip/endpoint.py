@@ -3,7 +3,7 @@
 
 ::
 
-    agent = UserAgent(stack, on_event=handle)
+    agent = SipEndpoint(stack, on_event=handle)
     await agent.listen("tcp", "127.0.0.1", 5060)
     stack.request(...); agent.transmit()
     ...
@@ -27,12 +27,12 @@ from mcptt_sip.trace import Direction, MessageRecord, TraceSink
 from mcptt_sip.transport import Address, Transport, TransportSettings
 from mcptt_sip.uri import SipUri
 
-__all__ = ["UserAgent"]
+__all__ = ["SipEndpoint"]
 
 log = logging.getLogger(__name__)
 
 
-class UserAgent:
+class SipEndpoint:
     """Drives one stack.
 
     :param on_event: told each event of the stack with the time; may call the stack's verbs, must not block
