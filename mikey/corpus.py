@@ -72,7 +72,10 @@ def judge(case: Mapping[str, Any]) -> Verdict:
     """Judge the `input` of one case."""
     try:
         keyring = keyring_of(case)
-    except (MikeyError, KeyError, ValueError) as error:
+        text = case["message_text"]
+        if not isinstance(text, str):
+            raise ValueError("message_text is no text")
+    except (MikeyError, KeyError, ValueError, TypeError, AttributeError) as error:
         return Verdict("reject", f"input: {error}", None)
     try:
         return Verdict("accept", None, _open(case, keyring, STRICT))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look into MIKEY messages: an annotated table, what is unusual, and with keys whether and why (not) they open.
 
-Key material is never printed: a key is shown as the first eight hex digits of its SHA-256.
+Key material is never printed: a key is shown as the first eight hex digits of its SHA-256. The one exception is a
+corpus of test cases, whose keys are thrown away and whose verdicts are compared by a program.
 """
 
 from __future__ import annotations
@@ -246,7 +247,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Print MIKEY messages as annotated tables and say what is unusual about them.",
         epilog="Captures (pcapng, pcap) are searched packet by packet for key-mgmt attributes, base64 and whole "
         "messages in UDP and TCP payloads; TCP is put in order, TLS and IP fragments are passed over. Keys are never "
-        "printed. Exits 0, or 1 when a message is malformed or refused, 2 for wrong usage, 3 for unreadable files.",
+        "printed, but for those of a corpus. Exits 0, or 1 when a message is malformed or refused, 2 for wrong usage, "
+        "3 for unreadable files.",
     )
     parser.add_argument("source", nargs="?", metavar="FILE|BASE64|SDP|-", help="what to look into; -: standard input")
     parser.add_argument("--json", action="store_true", help="one JSON line for each message")
@@ -256,7 +258,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="sender", metavar="URI", help="who is said to have sent it")
     parser.add_argument("--to", dest="me", metavar="URI", help="for whom it is said to be")
     parser.add_argument("--now", type=float, metavar="SECONDS", help="the clock, Unix seconds (default: the machine's)")
-    parser.add_argument("--corpus", type=Path, metavar="FILE", help="judge the cases of an I_MESSAGE corpus instead")
+    what = "judge the cases of an I_MESSAGE corpus instead: one JSON line each with id, verdict, reason, key in hex"
+    parser.add_argument("--corpus", type=Path, metavar="FILE", help=what)
     return parser
 
 
@@ -279,7 +282,7 @@ def _judge_corpus(path: Path) -> int:
         raise ParseError(f"{path} is no corpus of I_MESSAGEs") from None
     for case in cases:
         result = corpus.judge(case["input"])
-        key = None if result.opened is None else fingerprint(result.opened.key.key)
+        key = None if result.opened is None else result.opened.key.key.reveal().hex()
         _write(json.dumps({"id": case["id"], "verdict": result.verdict, "reason": result.reason, "key": key}))
     return EXIT_OK
 
