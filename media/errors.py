@@ -16,6 +16,7 @@ __all__ = [
     "MalformedPacket",
     "MediaError",
     "NoMicrophone",
+    "PolicyUnsupported",
     "Replayed",
     "RtpError",
     "SdpError",
@@ -48,6 +49,10 @@ class CodecError(MediaError):
 
 class NoMicrophone(CodecError):
     """The machine has no microphone, or it cannot be opened."""
+
+
+class PolicyUnsupported(MediaError):
+    """An SRTP policy that this package does not carry out, or one that would leave packets unprotected."""
 
 
 class SrtpError(MediaError):

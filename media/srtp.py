@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SRTP and SRTCP with AEAD_AES_GCM (RFC 7714), a master key identifier, and the ROC in each packet.
+"""SRTP and SRTCP (RFC 3711, 7714): protecting one stream, opening any number of them under keys found by MKI.
 
-On the wire, SRTP: ``header | ciphertext | tag 16 | MKI | ROC 4`` (RFC 4771 mode 3, the integrity being the AEAD's);
-SRTCP: ``header 8 | ciphertext | tag 16 | E + index | MKI``. The MKI and the ROC are not authenticated by
-themselves: the MKI chooses the key, the ROC enters the nonce, and a wrong one fails the tag. No state changes
-before a packet is authenticated.
+No state changes before a packet is authenticated. How packets look is told in :mod:`media.srtp_ciphers`.
+
+>>> key = SrtpKey(bytes(16), bytes(12), bytes.fromhex("0000000a0000000b"))
+>>> sender, receiver = SrtpSender(key, 0xDECAFBAD), SrtpReceiver({key.mki: key}.get)
+>>> rtp = bytes.fromhex("8060 0007 00000000 decafbad") + b"speech"
+>>> packet = sender.protect(rtp)
+>>> len(packet) - len(rtp), receiver.unprotect(packet).data == rtp
+(28, True)
+>>> receiver.unprotect(packet)
+Traceback (most recent call last):
+    ...
+media.errors.Replayed: accepted before
 """
 
 from __future__ import annotations
@@ -14,63 +22,22 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-from media.errors import (
-    AuthenticationFailed,
-    KeyExhausted,
-    MalformedPacket,
-    Replayed,
-    SrtpError,
-    SsrcClash,
-    TooOld,
-    UnknownKey,
+from media.errors import KeyExhausted, MalformedPacket, Replayed, SrtpError, SsrcClash, TooOld, UnknownKey
+from media.srtp_ciphers import (
+    CSK,
+    GROUP,
+    SrtpKey,
+    SrtpPolicy,
+    SrtpTransform,
+    mki_from_end,
+    rtcp_overhead,
+    transform,
 )
 
 __all__ = ["CSK", "GROUP", "SrtpKey", "SrtpPolicy", "SrtpReceiver", "SrtpSender", "Unprotected"]
 
-TAG = 16
 _MAX_ROC = 0xFFFFFFFF
 _MAX_SRTCP = 0x7FFFFFFF
-#: RFC 3711 4.3.1: what is derived
-_RTP_KEY, _RTP_SALT, _RTCP_KEY, _RTCP_SALT = 0, 2, 3, 5
-
-
-@dataclass(frozen=True, slots=True)
-class SrtpPolicy:
-    """How packets look; lengths in octets. Comes from the SP payload of an I_MESSAGE, never from SDP."""
-
-    key_length: int = 16
-    mki_length: int = 8
-    roc_in_packet: bool = True
-    salt_length: int = 12
-
-
-#: group media of TS 33.180 7.5: AEAD_AES_128_GCM, MKI = GMK-ID || GUK-ID, the ROC in every packet
-GROUP = SrtpPolicy()
-#: floor control between a client and its server under the CSK (TS 33.180 9.4): MKI = CSK-ID
-CSK = SrtpPolicy(mki_length=4, roc_in_packet=False)
-
-
-class SrtpKey:
-    """An SRTP master key with its salt and MKI. Does not print, pickle or hash its secret."""
-
-    __slots__ = ("master_key", "master_salt", "mki")
-
-    def __init__(self, master_key: bytes, master_salt: bytes, mki: bytes) -> None:
-        if len(master_key) not in (16, 32) or len(master_salt) not in (12, 14):
-            raise ValueError("an SRTP master key has 16 or 32 octets, its salt 12 (AEAD) or 14")
-        self.master_key = master_key
-        self.master_salt = master_salt
-        self.mki = mki
-
-    def __repr__(self) -> str:
-        return f"<SrtpKey mki={self.mki.hex()}>"
-
-    def __reduce__(self) -> str:
-        raise TypeError("an SRTP key is not pickled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,39 +48,6 @@ class Unprotected:
     mki: bytes
     ssrc: int
     index: int
-
-
-def _derive(key: SrtpKey, label: int, length: int) -> bytes:
-    """The AES-CM PRF of RFC 3711 4.3.3 with key derivation rate 0; a 12-octet salt is padded (RFC 7714 11)."""
-    block = bytearray(key.master_salt.ljust(14, b"\0"))
-    block[7] ^= label
-    encryptor = Cipher(algorithms.AES(key.master_key), modes.CTR(bytes(block) + b"\0\0")).encryptor()
-    return encryptor.update(bytes(length))
-
-
-class _SessionKeys:
-    """What one master key gives for packets."""
-
-    __slots__ = ("mki", "rtcp", "rtcp_salt", "rtp", "rtp_salt")
-
-    def __init__(self, key: SrtpKey, policy: SrtpPolicy) -> None:
-        if len(key.master_key) != policy.key_length or len(key.master_salt) != policy.salt_length:
-            raise ValueError("the key's lengths are not the policy's")
-        if len(key.mki) != policy.mki_length:
-            raise ValueError(f"the MKI must have {policy.mki_length} octets")
-        self.mki = key.mki
-        self.rtp = AESGCM(_derive(key, _RTP_KEY, policy.key_length))
-        self.rtcp = AESGCM(_derive(key, _RTCP_KEY, policy.key_length))
-        self.rtp_salt = int.from_bytes(_derive(key, _RTP_SALT, policy.salt_length), "big")
-        self.rtcp_salt = int.from_bytes(_derive(key, _RTCP_SALT, policy.salt_length), "big")
-
-    def rtp_nonce(self, ssrc: int, index: int) -> bytes:
-        """00 00 | SSRC | ROC | SEQ, exclusive-or the salt (RFC 7714 8.1)."""
-        return (ssrc << 48 | index).__xor__(self.rtp_salt).to_bytes(12, "big")
-
-    def rtcp_nonce(self, ssrc: int, index: int) -> bytes:
-        """00 00 | SSRC | 00 00 | index, exclusive-or the salt (RFC 7714 9.1)."""
-        return (ssrc << 48 | index).__xor__(self.rtcp_salt).to_bytes(12, "big")
 
 
 def _header_length(packet: bytes) -> int:
@@ -140,13 +74,13 @@ class SrtpSender:
     def __init__(self, key: SrtpKey, ssrc: int, policy: SrtpPolicy = GROUP) -> None:
         self.ssrc = ssrc
         self.policy = policy
-        self._keys = _SessionKeys(key, policy)
+        self._transform = transform(key, policy)
         self._last: int | None = None
         self._rtcp_index = 0
 
     def set_key(self, key: SrtpKey) -> None:
         """From the next packet on."""
-        self._keys = _SessionKeys(key, self.policy)
+        self._transform = transform(key, self.policy)
 
     def protect(self, rtp: bytes) -> bytes:
         """Encrypts one RTP packet. A sequence number is never used twice.
@@ -169,10 +103,9 @@ class SrtpSender:
         if roc > _MAX_ROC:
             raise KeyExhausted("48 bits of packet index are used up")
         self._last = index
-        keys = self._keys
-        sealed = keys.rtp.encrypt(keys.rtp_nonce(ssrc, index), rtp[header:], rtp[:header])
-        packet = rtp[:header] + sealed + keys.mki
-        return packet + roc.to_bytes(4, "big") if self.policy.roc_in_packet else packet
+        packet = self._transform.seal(rtp, header, ssrc, index)
+        rate = self.policy.roc_rate
+        return packet + roc.to_bytes(4, "big") if rate and sequence % rate == 0 else packet
 
     def protect_rtcp(self, rtcp: bytes) -> bytes:
         """Encrypts one compound RTCP packet under the next SRTCP index."""
@@ -184,10 +117,7 @@ class SrtpSender:
         if self._rtcp_index > _MAX_SRTCP:
             raise KeyExhausted("31 bits of SRTCP index are used up")
         index, self._rtcp_index = self._rtcp_index, self._rtcp_index + 1
-        word = (0x80000000 | index).to_bytes(4, "big")
-        keys = self._keys
-        sealed = keys.rtcp.encrypt(keys.rtcp_nonce(ssrc, index), rtcp[8:], rtcp[:8] + word)
-        return rtcp[:8] + sealed + word + keys.mki
+        return self._transform.seal_rtcp(rtcp, ssrc, index)
 
 
 class _Window:
@@ -238,13 +168,14 @@ class SrtpReceiver:
         max_streams: int = 16384,
     ) -> None:
         self.policy = policy
+        self._mki_from_end, self._rtcp_mki_from_end = mki_from_end(policy)
         self.own_ssrcs = own_ssrcs
         self.counters: Counter[str] = Counter()
         self._find_key = find_key
         self._window = window
         self._max_keys = max_keys
         self._max_streams = max_streams
-        self._keys: OrderedDict[bytes, _SessionKeys] = OrderedDict()
+        self._keys: OrderedDict[bytes, SrtpTransform] = OrderedDict()
         self._rtp: dict[tuple[bytes, int], _Window] = {}
         self._rtcp: dict[tuple[bytes, int], _Window] = {}
 
@@ -276,13 +207,13 @@ class SrtpReceiver:
         for mki in [mki for mki in self._keys if mki.startswith(mki_prefix)]:
             del self._keys[mki]
 
-    def _session_keys(self, mki: bytes) -> _SessionKeys:
+    def _transform_of(self, mki: bytes) -> SrtpTransform:
         keys = self._keys.get(mki)
         if keys is None:
             key = self._find_key(mki)
             if key is None:
                 raise UnknownKey(f"no key for MKI {mki.hex()}")
-            keys = _SessionKeys(key, self.policy)
+            keys = transform(key, self.policy)
             self._keys[mki] = keys
             while len(self._keys) > self._max_keys:
                 self._keys.popitem(last=False)
@@ -303,47 +234,39 @@ class SrtpReceiver:
     def _unprotect(self, packet: bytes) -> Unprotected:
         policy = self.policy
         header = _header_length(packet)
-        end = len(packet) - 4 * policy.roc_in_packet
-        start = end - policy.mki_length
-        if start < header + TAG:
-            raise MalformedPacket("too short for tag and MKI")
-        mki = bytes(packet[start:end])
         sequence, ssrc = struct.unpack_from(">H", packet, 2)[0], struct.unpack_from(">I", packet, 8)[0]
-        keys = self._session_keys(mki)
+        roc_here = policy.roc_rate and sequence % policy.roc_rate == 0
+        end = len(packet) - 4 if roc_here else len(packet)
+        if end < header + policy.tag_length + policy.mki_length:
+            raise MalformedPacket("too short for tag and MKI")
+        mki_end = end - self._mki_from_end
+        mki = bytes(packet[mki_end - policy.mki_length : mki_end])
+        keys = self._transform_of(mki)
         window = self._stream(self._rtp, mki, ssrc)
-        if policy.roc_in_packet:
+        if roc_here:
             index = int.from_bytes(packet[end:], "big") << 16 | sequence
         else:
             index = _guess_index(window.highest, sequence)
         window.check(index, self._window)
-        try:
-            plain = keys.rtp.decrypt(keys.rtp_nonce(ssrc, index), packet[header:start], packet[:header])
-        except InvalidTag:
-            raise AuthenticationFailed("the tag is wrong") from None
+        plain = keys.open(packet[:end], header, ssrc, index)
         window.accept(index, self._window)
         self._rtp[mki, ssrc] = window
-        return Unprotected(bytes(packet[:header]) + plain, mki, ssrc, index)
+        return Unprotected(plain, mki, ssrc, index)
 
     def _unprotect_rtcp(self, packet: bytes) -> Unprotected:
-        start = len(packet) - self.policy.mki_length
-        if start < 8 + TAG + 4 or packet[0] >> 6 != 2:
+        if len(packet) < 8 + rtcp_overhead(self.policy) or packet[0] >> 6 != 2:
             raise MalformedPacket("too short for tag, index and MKI")
-        mki, word = bytes(packet[start:]), packet[start - 4 : start]
-        if not word[0] & 0x80:
-            raise MalformedPacket("not encrypted")
-        ssrc, index = int.from_bytes(packet[4:8], "big"), int.from_bytes(word, "big") & _MAX_SRTCP
-        keys = self._session_keys(mki)
+        mki_end = len(packet) - self._rtcp_mki_from_end
+        mki = bytes(packet[mki_end - self.policy.mki_length : mki_end])
+        ssrc = int.from_bytes(packet[4:8], "big")
+        keys = self._transform_of(mki)
         window = self._stream(self._rtcp, mki, ssrc)
+        index = keys.rtcp_index(packet)
         window.check(index, self._window)
-        try:
-            plain = keys.rtcp.decrypt(
-                keys.rtcp_nonce(ssrc, index), packet[8 : start - 4], packet[:8] + word
-            )
-        except InvalidTag:
-            raise AuthenticationFailed("the tag is wrong") from None
+        plain = keys.open_rtcp(packet)
         window.accept(index, self._window)
         self._rtcp[mki, ssrc] = window
-        return Unprotected(bytes(packet[:8]) + plain, mki, ssrc, index)
+        return Unprotected(plain, mki, ssrc, index)
 
 
 def _guess_index(highest: int, sequence: int) -> int:

@@ -27,7 +27,6 @@ SSRC = 0xDECAFBAD
 MKI = bytes.fromhex("0badcafe0dec0ded")
 KEY = SrtpKey(bytes(range(16)), bytes(range(100, 112)), MKI)
 OTHER = SrtpKey(bytes(range(50, 66)), bytes(range(12)), MKI[::-1])
-PLAIN = SrtpPolicy(mki_length=0, roc_in_packet=False)
 
 
 def rtp(sequence: int, payload: bytes = b"opus", ssrc: int = SSRC) -> bytes:
@@ -58,9 +57,9 @@ def test_rfc_7714_session_keys_make_the_published_packet() -> None:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     sender = SrtpSender(KEY, 0x5A6B4E1C)
-    keys = sender._keys
-    keys.rtp = AESGCM(bytes(range(16)))
-    keys.rtp_salt = int.from_bytes(bytes.fromhex("517569642070726f2071756f"), "big")
+    keys = sender._transform
+    keys._rtp = AESGCM(bytes(range(16)))
+    keys._rtp_salt = int.from_bytes(bytes.fromhex("517569642070726f2071756f"), "big")
     packet = bytes.fromhex("8040f17b8041f8d35501a0b2") + (
         b"Gallia est omnis divisa in partes tres"
     )
