@@ -57,7 +57,9 @@ class SipEndpoint:
         self._trace = trace
         self._settings = settings
         self._transport_made: Transport | None = None
-        self._resolver = Resolver(lookup or SystemLookup(), below=self._below)
+        self._resolver = Resolver(
+            lookup or SystemLookup(), transports=("udp", "tcp", "tls", "ws", "wss"), below=self._below
+        )
         self._opening: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -142,8 +144,8 @@ class SipEndpoint:
     async def _open(self, outgoing: Outgoing) -> None:
         """Finds a flow for a message without one; the same for messages that go to the same place."""
         try:
-            flow = await self._flow_to(outgoing)
-            octets = self.stack.bind(outgoing, flow, self._clock())
+            flow, place, more = await self._flow_to(outgoing)
+            octets = self.stack.bind(outgoing, flow, self._clock(), place=place, more=more)
         except SipError as error:
             log.info("%s: %s", outgoing.target, error)
             self.stack.send_failed(outgoing, self._clock())
@@ -151,18 +153,21 @@ class SipEndpoint:
             self._write(outgoing, octets, flow)
         self.transmit()
 
-    async def _flow_to(self, outgoing: Outgoing) -> Flow:
-        """The first place of the target that can be reached (RFC 3263 4.3). A large request goes over TCP
-        (RFC 3261 18.1.1)."""
+    async def _flow_to(self, outgoing: Outgoing) -> tuple[Flow, Place, bool]:
+        """The first place of the target that can be reached (RFC 3263 4.3), and whether there are more. A large
+        request goes over TCP (RFC 3261 18.1.1)."""
         if outgoing.target is None:
             raise Unreachable("a message without a target")
         uri = SipUri.parse(outgoing.target)
         large = len(outgoing.octets) + 200 > self.stack.settings.mtu  # the Via is still to come
         tried: list[str] = []
-        for place in await self._resolver.places(uri, large=large and outgoing.is_request):
+        found = await self._resolver.places(uri, large=large and outgoing.is_request)
+        places = [place for place in dict.fromkeys(found) if place not in outgoing.avoid]
+        for number, place in enumerate(places, 1):
             try:
                 async with self._opening[place]:
-                    return await self._transport.connect(place.transport, place.address, place.port, name=place.name)
+                    flow = await self._transport.connect(place.transport, place.address, place.port, name=place.name)
+                    return flow, place, number < len(places)
             except Unreachable as error:
                 tried += error.tried
         raise Unreachable(str(uri), tuple(tried))

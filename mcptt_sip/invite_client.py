@@ -9,7 +9,7 @@ from mcptt_sip.auth import DigestCredentials
 from mcptt_sip.dialog import Dialog
 from mcptt_sip.field_lines import HeaderItems
 from mcptt_sip.flow import Flow
-from mcptt_sip.headers import RAck
+from mcptt_sip.headers import NameAddr, RAck
 from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import Cause, ClientRequest
 from mcptt_sip.services import Services
@@ -24,6 +24,7 @@ from mcptt_sip.session_events import (
     SessionState,
 )
 from mcptt_sip.session_timer import agree, offer_headers
+from mcptt_sip.uri import SipUri
 
 __all__ = ["ClientSession"]
 
@@ -35,7 +36,7 @@ class ClientSession(InviteSession):
     acknowledged and ended with BYE. Reliable provisional responses are acknowledged by PRACK, in order.
     """
 
-    __slots__ = ("_farewell", "_given_flow", "_rseq", "_transaction")
+    __slots__ = ("_farewell", "_given_flow", "_redirects", "_rseq", "_targets", "_transaction", "_visited")
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class ClientSession(InviteSession):
         flow: Flow | None,
         target: str | None,
         credentials: DigestCredentials | None,
+        redirects: int = 0,
         context: Any = None,
     ) -> None:
         super().__init__(
@@ -61,6 +63,9 @@ class ClientSession(InviteSession):
         self._transaction: Any = None
         self._rseq: dict[str, int] = {}
         self._farewell: Farewell | None = None
+        self._redirects = redirects  # targets of 3xx that may still be tried
+        self._targets: list[str] = []
+        self._visited = {str(request.uri)}
 
     def start(self, now: float) -> None:
         """Send the INVITE."""
@@ -88,15 +93,39 @@ class ClientSession(InviteSession):
         elif response.status < 300:
             self._step(Happens.SUCCESS, (transaction, response, flow), now)
         elif transaction is self._transaction:
-            if self.state in (SessionState.CALLING, SessionState.PROCEEDING) and self._curable(response):
-                self._step(Happens.CHALLENGE, response, now)
-            else:
-                self._step(Happens.FAILURE, response, now)
+            self._step(self._meaning(transaction, response), response, now)
 
     def on_failure(self, transaction: Any, cause: Cause, now: float) -> None:
         """No answer, or no way to send."""
         if transaction is self._transaction:
-            self._step(Happens.NO_ANSWER, cause, now)
+            another = transaction.more and self.state is SessionState.CALLING
+            self._step(Happens.FAIL_OVER if another else Happens.NO_ANSWER, cause, now)
+
+    def _meaning(self, transaction: Any, response: Response) -> Happens:
+        """What a final failure is to this call."""
+        if self.state in (SessionState.CALLING, SessionState.PROCEEDING):
+            if self._curable(response):
+                return Happens.CHALLENGE
+            if response.status == 503 and transaction.more:
+                return Happens.FAIL_OVER
+            if self._redirected(response):
+                return Happens.REDIRECT
+        return Happens.FAILURE
+
+    def _redirected(self, response: Response) -> bool:
+        """Whether there is another target to try (8.1.3.4, 16.7 step 4): the contacts of a 3xx by their q, then what
+        is left of them after a failure; a 6xx speaks for all."""
+        if 300 <= response.status < 400 and self._redirects:
+            found = []
+            for contact in response.headers.contact:
+                uri = contact.uri
+                if isinstance(uri, SipUri) and (uri.scheme == "sips" or self.request.uri.scheme != "sips"):
+                    text = str(uri.replace(headers=(), params=uri.params.without("method")))
+                    if text not in self._visited:
+                        self._visited.add(text)
+                        found.append((-_q(contact), text))
+            self._targets = [text for _, text in sorted(found, key=lambda pair: pair[0])] + self._targets
+        return response.status < 600 and bool(self._targets) and self._redirects > 0
 
     def _curable(self, response: Response) -> bool:
         if response.status in (401, 407):
@@ -124,6 +153,29 @@ class ClientSession(InviteSession):
             request.headers.set("Min-SE", seconds)
         self.request = request
         self._send_invite(now)
+
+    def _try_next_target(self, response: Response, now: float) -> None:
+        """Same To, From and Call-ID, a new Request-URI (8.1.3.4)."""
+        self._forget_early()
+        self._redirects -= 1
+        request = self.request.copy()
+        request.headers.remove("via")
+        request.headers.set("CSeq", f"{request.headers.cseq.number + 1} INVITE")
+        request.uri = self._targets.pop(0)
+        self.request = request
+        self._given_flow = None
+        self._send_invite(now)
+
+    def _try_next_server(self, _: Any, now: float) -> None:
+        """The same request, to another server of the same target (RFC 3263 4.3)."""
+        self._forget_early()
+        tried = self._transaction
+        request = self.request.copy()
+        request.headers.remove("via")
+        self.request = request
+        self._transaction = self._services.start(
+            request, self, now, flow=None, target=self.target, avoid=tried.avoid | {tried.place}
+        )
 
     def _progress(self, heard: tuple[Any, Response, Flow], now: float) -> None:
         transaction, response, flow = heard
@@ -299,12 +351,22 @@ class ClientSession(InviteSession):
         self._rseq = {}
 
 
+def _q(contact: NameAddr) -> float:
+    """The preference of a contact (20.10); nonsense is the least."""
+    try:
+        return min(1.0, max(0.0, float(contact.params.get("q") or 1.0)))
+    except ValueError:
+        return 0.0
+
+
 S, H, C = SessionState, Happens, ClientSession
 ClientSession.TABLE = {
     (S.CALLING, H.PROVISIONAL): (S.PROCEEDING, C._progress),
     (S.CALLING, H.SUCCESS): (S.CONFIRMED, C._answered),
     (S.CALLING, H.FAILURE): (S.ENDED, C._refused),
     (S.CALLING, H.CHALLENGE): (S.CALLING, C._retry),
+    (S.CALLING, H.REDIRECT): (S.CALLING, C._try_next_target),
+    (S.CALLING, H.FAIL_OVER): (S.CALLING, C._try_next_server),
     (S.CALLING, H.NO_ANSWER): (S.ENDED, C._unanswered),
     (S.CALLING, H.CANCEL): (S.CANCEL_PENDING, C._want_cancel),
     (S.CALLING, H.BYE): (S.CANCEL_PENDING, C._want_cancel),
@@ -312,6 +374,8 @@ ClientSession.TABLE = {
     (S.PROCEEDING, H.SUCCESS): (S.CONFIRMED, C._answered),
     (S.PROCEEDING, H.FAILURE): (S.ENDED, C._refused),
     (S.PROCEEDING, H.CHALLENGE): (S.CALLING, C._retry),
+    (S.PROCEEDING, H.REDIRECT): (S.CALLING, C._try_next_target),
+    (S.PROCEEDING, H.FAIL_OVER): (S.CALLING, C._try_next_server),
     (S.PROCEEDING, H.NO_ANSWER): (S.ENDED, C._unanswered),
     (S.PROCEEDING, H.CANCEL): (S.CANCELLING, C._send_cancel),
     (S.PROCEEDING, H.BYE): (S.CANCELLING, C._send_cancel),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,10 @@ class ServerSession(InviteSession):
     """A call this side receives. The tag and the dialog are there from the start; the dialog is confirmed by the
     2xx."""
 
-    __slots__ = ("_accepted", "_farewell", "_last_progress", "_queue", "_reliable", "_rseq", "_transaction")
+    __slots__ = (
+        "_accepted", "_farewell", "_last_progress", "_queue", "_reliable", "_rseq", "_transaction", "prack_answer",
+        "replaces",
+    )  # fmt: skip
 
     def __init__(self, services: Services, transaction: Any, request: Request) -> None:
         tag = services.tag()
@@ -55,6 +59,10 @@ class ServerSession(InviteSession):
         self._queue: deque[Response] | None = None
         self._reliable: _Reliable | None = None
         self._rseq = 0
+        #: the call whose place this one takes when it is accepted (RFC 3891)
+        self.replaces: InviteSession | None = None
+        #: gives (content type, body) for the 200 to a PRACK that carried an offer (RFC 3262 5)
+        self.prack_answer: Callable[[Request], tuple[str, bytes] | None] | None = None
         self.dialog = Dialog.uas(request, tag, transaction.flow)
         self.dialog.session = self
 
@@ -214,7 +222,11 @@ class ServerSession(InviteSession):
             return
         self._reliable = None
         self._stop(Due.RELIABLE_AGAIN, Due.NO_PRACK)
-        self._services.answer(transaction, request.response(200), now)
+        response = request.response(200)
+        if request.body and self.prack_answer is not None and (made := self.prack_answer(request)) is not None:
+            response.headers.set("Content-Type", made[0])
+            response.body = made[1]
+        self._services.answer(transaction, response, now)
         self._services.emit(ProvisionalAcknowledged(self, request))
         if self._reliable is None and self._queue and self.state is SessionState.PROCEEDING:
             self._send_reliable(self._queue.popleft(), now)
@@ -240,6 +252,9 @@ class ServerSession(InviteSession):
             lambda: self._services.send_again(outgoing), self.request.headers.cseq.number, now
         )
         self._accepted = None
+        if self.replaces is not None and not self.replaces.ended:
+            self.replaces.bye(now, cause=Cause.REPLACED)
+            self.replaces = None
 
     def _settle(self) -> None:
         """A final response goes out: nothing provisional is repeated any more (RFC 3262 3)."""

@@ -44,7 +44,10 @@ _WITH_CONTACT = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY", "UPDATE", "
 class ClientRecord:
     """A client transaction: its machine, its user, the flow it goes over. `acks` are those of a 2xx by To tag."""
 
-    __slots__ = ("acks", "fallback", "flow", "key", "machine", "request", "scheduled", "target", "user")
+    __slots__ = (
+        "acks", "avoid", "fallback", "flow", "key", "machine", "more", "place", "request", "scheduled", "target",
+        "user",
+    )  # fmt: skip
 
     def __init__(self, request: Request, user: TransactionUser, flow: Flow | None, target: str | None) -> None:
         self.request = request
@@ -56,6 +59,9 @@ class ClientRecord:
         self.machine: InviteClientTransaction | NonInviteClientTransaction
         self.acks: dict[str, Outgoing] = {}
         self.scheduled: float | None = None
+        self.avoid: frozenset[object] = frozenset()
+        self.place: object = None  # the server of the target that the edge chose, and whether there are others
+        self.more = False
 
 
 class ServerRecord:
@@ -109,8 +115,13 @@ class TransactionLayer:
         out, self._out = self._out, []
         return out
 
-    def bind(self, outgoing: Outgoing, flow: Flow, now: float) -> bytes:
-        """The octets for a flow that the edge chose for `outgoing.target`; fills Via and Contact."""
+    def bind(
+        self, outgoing: Outgoing, flow: Flow, now: float, *, place: object = None, more: bool = False
+    ) -> bytes:
+        """The octets for a flow that the edge chose for `outgoing.target`; fills Via and Contact.
+
+        `place` is the server it leads to, in any form that compares; `more`: others could be tried after it.
+        """
         message = outgoing.message
         assert isinstance(message, Request)
         self._address(message, flow)
@@ -119,6 +130,7 @@ class TransactionLayer:
         record = outgoing.transaction
         if isinstance(record, ClientRecord):
             record.flow = flow
+            record.place, record.more = place, more
             record.machine.bind(flow.reliable, now)
             self.watch(record_timer(record, self))
         return outgoing.octets
@@ -174,16 +186,18 @@ class TransactionLayer:
         user = user or self.settings.user
         uri = f"sip:{user + '@' if user else ''}{format_host(host)}:{port}"
         if flow.transport != "udp":
-            uri += f";transport={flow.transport}"
+            # RFC 7118 5.2.4: the URI of a secure WebSocket says ws too
+            uri += f";transport={'ws' if flow.transport == 'wss' else flow.transport}"
         params = "".join(
             f";{name}" + ("" if value is None else f"={value}") for name, value in self.settings.contact_params
         )
         return f"<{uri}>{params}"
 
     def start(
-        self, request: Request, user: TransactionUser, now: float, *, flow: Flow | None, target: str | None
+        self, request: Request, user: TransactionUser, now: float, *, flow: Flow | None, target: str | None,
+        avoid: frozenset[object] = frozenset(),
     ) -> ClientRecord:
-        """A client transaction for `request`, which gets its Via here."""
+        """See `mcptt_sip.services.Services`."""
         fallback = None
         if target is None and flow is None:
             target = _next_hop(request)
@@ -198,6 +212,7 @@ class TransactionLayer:
             request.headers.add_first("Via", f"SIP/2.0/UDP 0.0.0.0;branch={self._branch()}")
         record = ClientRecord(request, user, flow, target)
         record.fallback = fallback
+        record.avoid = avoid
         reliable = None if flow is None else flow.reliable
         timers = self.settings.timers
         if request.method == "INVITE":
@@ -304,7 +319,9 @@ class TransactionLayer:
         if isinstance(message, Outgoing):
             self._out.append(message)
         elif isinstance(record, ClientRecord):
-            outgoing = Outgoing(message, record.flow, record.target, transaction=record, fallback=record.fallback)
+            outgoing = Outgoing(
+                message, record.flow, record.target, transaction=record, fallback=record.fallback, avoid=record.avoid
+            )
             record.fallback = None
             self._out.append(outgoing)
 

@@ -24,7 +24,7 @@ class Outgoing:
     when it cannot be done.
     """
 
-    __slots__ = ("_message", "_octets", "fallback", "flow", "is_request", "target", "transaction")
+    __slots__ = ("_message", "_octets", "avoid", "fallback", "flow", "is_request", "target", "transaction")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Outgoing:
         transaction: Any = None,
         fallback: Flow | None = None,
         is_request: bool = True,
+        avoid: frozenset[object] = frozenset(),
     ) -> None:
         self._message = message
         self._octets = octets
@@ -44,6 +45,7 @@ class Outgoing:
         self.transaction = transaction
         self.fallback = fallback  # the datagram flow left for TCP because of its size (18.1.1)
         self.is_request = is_request
+        self.avoid = avoid  # places where this request has failed already (RFC 3263 4.3)
 
     @property
     def octets(self) -> bytes:
@@ -135,6 +137,8 @@ class ClientRequest:
         ):
             self._retry(now)
             return
+        if response.status == 503 and self._fail_over(now):
+            return
         self.response = response
         if self.dialog is not None:
             if response.status < 300 and self.method in TARGET_REFRESH:
@@ -143,7 +147,21 @@ class ClientRequest:
 
     def on_failure(self, transaction: Any, cause: Cause, now: float) -> None:
         """No final response (the transaction's word)."""
-        self._finish(None, cause, now)
+        if not self._fail_over(now):
+            self._finish(None, cause, now)
+
+    def _fail_over(self, now: float) -> bool:
+        """The same request to the next server of the target, in a transaction of its own (RFC 3263 4.3)."""
+        if not self.transaction.more:
+            return False
+        request = self.request.copy()
+        request.headers.remove("via")
+        self.request = request
+        avoid = self.transaction.avoid | {self.transaction.place}
+        self.transaction = self._services.start(
+            request, self, now, flow=None, target=self.target, avoid=avoid
+        )
+        return True
 
     def _retry(self, now: float) -> None:
         request = self.request.copy()

@@ -127,8 +127,10 @@ class Services(Protocol):
         *,
         flow: Flow | None,
         target: str | None,
+        avoid: frozenset[object] = frozenset(),
     ) -> Any:
-        """A client transaction for `request`, which gets its Via here."""
+        """A client transaction for `request`, which gets its Via here; not to the places in `avoid`. Its ``more``
+        tells whether there are other places to try than its ``place``."""
         ...
 
     def send_alone(self, request: Request, now: float, *, flow: Flow | None, target: str | None) -> Any:

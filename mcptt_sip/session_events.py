@@ -53,6 +53,8 @@ class Happens(Enum):
     SUCCESS = auto()
     FAILURE = auto()
     CHALLENGE = auto()  # a failure that a signature may cure, or a too small session interval
+    REDIRECT = auto()  # a failure after which there is another target to try
+    FAIL_OVER = auto()  # 503 or silence of one server of several
     NO_ANSWER = auto()
     CANCEL = auto()  # the application's wish
     PROGRESS = auto()

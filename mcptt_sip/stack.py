@@ -30,7 +30,7 @@ from mcptt_sip.layer import ServerRecord, TransactionLayer, stamp_source
 from mcptt_sip.message import Request, Response, parse
 from mcptt_sip.outgoing import ClientRequest, Outgoing
 from mcptt_sip.services import StackSettings
-from mcptt_sip.session import InviteReceived, InviteSession
+from mcptt_sip.session import InviteReceived, InviteSession, SessionState
 from mcptt_sip.session_timer import too_small
 from mcptt_sip.subscription import NotifierSubscription, Subscription
 from mcptt_sip.transaction import InviteServerTransaction
@@ -47,7 +47,7 @@ _METHODS = frozenset(
     }
 )  # fmt: skip
 #: requests that make no sense outside a dialog
-_ONLY_IN_DIALOG = frozenset({"BYE", "PRACK", "UPDATE", "NOTIFY"})
+_ONLY_IN_DIALOG = frozenset({"BYE", "PRACK", "UPDATE", "NOTIFY", "INFO"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +174,18 @@ class SipStack(TransactionLayer):
         flow: Flow | None = None,
         target: str | None = None,
         credentials: DigestCredentials | None = None,
+        redirects: int = 0,
         context: Any = None,
     ) -> InviteSession:
-        """Calls `uri`. What becomes of it comes as `Progressed`, `Answered`, `Refused` and, later, `Ended`."""
+        """Calls `uri`. What becomes of it comes as `Progressed`, `Answered`, `Refused` and, later, `Ended`.
+
+        `redirects`: how many targets of 3xx responses are tried; by default none, and the application is told.
+        """
         request = self.compose(
             "INVITE", uri, from_=from_, to=to, headers=headers, body=body, content_type=content_type
         )
         session = ClientSession(
-            self, request, flow=flow, target=target, credentials=credentials, context=context
+            self, request, flow=flow, target=target, credentials=credentials, redirects=redirects, context=context
         )
         session.start(now)
         return session
@@ -472,7 +476,12 @@ class SipStack(TransactionLayer):
         request = record.request
         match request.method:
             case "INVITE":
+                replaced, status = self._to_replace(request)
+                if status:
+                    self.answer(record, request.response(status, to_tag=self.tag()), now)
+                    return
                 session = ServerSession(self, record, request)
+                session.replaces = replaced
                 record.session = session
                 assert session.dialog is not None
                 self.add_dialog(session.dialog)
@@ -483,6 +492,26 @@ class SipStack(TransactionLayer):
                 self.answer(record, request.response(481, to_tag=self.tag()), now)
             case _:
                 self.emit(RequestReceived(ServerRequest(self, record, None, None)))
+
+    def _to_replace(self, request: Request) -> tuple[InviteSession | None, int]:
+        """The session that an INVITE wants to take the place of, or the status of the refusal (RFC 3891 3)."""
+        wanted = request.headers.replaces
+        if wanted is None:
+            return None, 0
+        session = self.session_of(wanted.call_id, wanted.to_tag, wanted.from_tag)
+        if session is None:
+            return None, 481
+        if session.ended:
+            return None, 603
+        if session.state in (SessionState.CONFIRMED, SessionState.ACCEPTED, SessionState.HANGING):
+            return (None, 486) if wanted.early_only else (session, 0)
+        # an early dialog is replaced at the side that called only
+        return (session, 0) if isinstance(session, ClientSession) else (None, 481)
+
+    def session_of(self, call_id: str, local_tag: str, remote_tag: str) -> InviteSession | None:
+        """The call with this dialog identifier, as Replaces and Target-Dialog (RFC 4538) name it."""
+        dialog = self._dialogs.get((call_id, local_tag, remote_tag))
+        return dialog.session if dialog is not None and isinstance(dialog.session, InviteSession) else None
 
     def _answer_options(self, record: ServerRecord, now: float) -> None:
         """RFC 3261 11.2."""

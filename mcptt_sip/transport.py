@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets for SIP on asyncio: UDP, TCP and TLS, connection reuse both ways, keep-alive (RFC 3261 18, RFC 5626).
+"""Sockets for SIP on asyncio: UDP, TCP, TLS, WS and WSS, connection reuse both ways, keep-alive, limits (RFC 3261 18,
+RFC 5626, RFC 5923, RFC 7118).
 
 A `Transport` turns octets into `Flow`s and back. It knows nothing of transactions: what arrives goes to a
 `Receiver`, whole messages only.
@@ -13,22 +14,27 @@ import itertools
 import logging
 import socket
 import ssl
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
+from mcptt_sip import websocket
+from mcptt_sip.connection import PING, PONG, Connection, StreamConnection
 from mcptt_sip.errors import ParseError, Unreachable
 from mcptt_sip.flow import Flow
-from mcptt_sip.message import KeepAlive, Limits, MessageFramer
+from mcptt_sip.message import Limits
 from mcptt_sip.stun import binding_request, binding_response, is_stun, read_response
+from mcptt_sip.tls import client_context, peer_names
 
 __all__ = ["Address", "Receiver", "Transport", "TransportSettings"]
 
 log = logging.getLogger(__name__)
 
 Address = tuple[str, int]
-_PING = b"\r\n\r\n"
-_PONG = b"\r\n"
+#: transports over connections, and whether TLS is below
+_SECURE = {"tcp": False, "tls": True, "ws": False, "wss": True}
+#: sources whose rate is remembered
+_MAX_SOURCES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +53,15 @@ class TransportSettings:
     max_connections_per_source: int = 256
     #: a connection that does not take what is written to it is closed when so much waits
     max_unsent: int = 4 * 1024 * 1024
+    #: messages a second from one address, in bursts of so many; beyond, datagrams are dropped and connections not
+    #: read for a while. 0: no limit
+    max_rate_per_source: float = 0.0
+    burst_per_source: int = 200
+    #: resource of the WebSockets that this side opens, and the web pages that may open one here (empty: any)
+    websocket_path: str = "/"
+    websocket_origins: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
-    #: our certificate, for connections that come in over TLS; ``verify_mode`` asks peers for theirs. A certificate
-    #: that is loaded into it again is shown from the next connection on
+    #: our certificate, for connections that come in over TLS; see `mcptt_sip.tls.ServerTls`
     tls_server: ssl.SSLContext | None = None
     #: whom to trust, for connections that go out over TLS; the host's authorities when ``None``
     tls_client: ssl.SSLContext | None = None
@@ -90,65 +102,6 @@ class _Datagrams(asyncio.DatagramProtocol):
         log.debug("udp %s: %s", self.local, exc)  # an ICMP error; transactions notice by their timers
 
 
-class _Connection(asyncio.Protocol):
-    """One connection over TCP or TLS, whoever opened it. `name` is what a TLS peer's certificate was checked for."""
-
-    def __init__(self, owner: Transport, kind: str, number: int, outgoing: bool, name: str | None = None) -> None:
-        self._owner = owner
-        self._kind = kind
-        self._number = number
-        self.outgoing = outgoing
-        self.name = name
-        self.flow: Flow | None = None
-        self.framer = MessageFramer(owner.settings.limits)
-        self.socket: asyncio.Transport | None = None
-        self.last_heard = 0.0
-        self.lingering = False  # framing is lost: nothing is read any more
-        self.pinged = False  # the peer keeps this flow alive: its silence means something
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.socket = cast(asyncio.Transport, transport)
-        raw = transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        local, remote = transport.get_extra_info("sockname")[:2], transport.get_extra_info("peername")[:2]
-        self.flow = Flow(self._kind, local, remote, self._number)
-        self.last_heard = self._owner.loop.time()
-        if not self._owner.admit(self):
-            self.socket.abort()
-
-    def data_received(self, data: bytes) -> None:
-        assert self.flow is not None and self.socket is not None
-        if self.lingering:
-            return
-        self.last_heard = self._owner.loop.time()
-        for item in self.framer.receive(data):
-            if isinstance(item, ParseError):
-                log.info("flow=%s closed: %s", self.flow, item)
-                self._owner.receiver.broken(item, self.flow)
-                self._linger()
-                return
-            if isinstance(item, KeepAlive):
-                if item is KeepAlive.PING:
-                    self.pinged = True
-                    self.socket.write(_PONG)
-            else:
-                self._owner.receiver.received(item, self.flow)
-
-    def _linger(self) -> None:
-        """Ends this side, and reads what is still coming for a while: closing over unread octets would reset the
-        connection, and the peer would lose the answer that tells him why."""
-        assert self.socket is not None
-        self.lingering = True
-        self._owner.gone(self)
-        if self.socket.can_write_eof() and not self.socket.is_closing():
-            self.socket.write_eof()
-        self._owner.loop.call_later(self._owner.settings.linger, self.socket.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._owner.gone(self)
-
-
 class Transport:
     """All sockets of one user agent."""
 
@@ -156,15 +109,29 @@ class Transport:
         self.receiver = receiver
         self.settings = settings or TransportSettings()
         self.loop = asyncio.get_running_loop()
+        self.counters: Counter[str] = Counter()
         self._datagrams: dict[Address, _Datagrams] = {}
         self._servers: list[asyncio.Server] = []
-        self._connections: dict[Flow, _Connection] = {}
+        self._web: list[websocket.WebSocketServer] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: dict[Flow, Connection] = {}
         self._per_source: Counter[str] = Counter()
+        self._allowance: OrderedDict[str, tuple[float, float]] = OrderedDict()  # source: (tokens, when counted)
         self._kept: dict[Flow, list[tuple[bytes, float]]] = {}
         self._numbers = itertools.count(1)
         self._ticker: asyncio.TimerHandle | None = None
         self._closed = False
         self._default_context: ssl.SSLContext | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """See `mcptt_sip.connection.Owner`."""
+        return self.settings.limits
+
+    @property
+    def linger(self) -> float:
+        """See `mcptt_sip.connection.Owner`."""
+        return self.settings.linger
 
     # --- opening --------------------------------------------------------------------------------------
 
@@ -176,15 +143,22 @@ class Transport:
             )
             self._datagrams[protocol.local] = protocol
             return protocol.local
-        if transport not in ("tcp", "tls"):
+        if transport not in _SECURE:
             raise ValueError(f"no transport {transport!r}")
         context = None
-        if transport == "tls":
+        if _SECURE[transport]:
             context = self.settings.tls_server
             if context is None:
-                raise ValueError("TLS needs a certificate: TransportSettings.tls_server")
+                raise ValueError(f"{transport} needs a certificate: TransportSettings.tls_server")
+        if transport in ("ws", "wss"):
+            web = websocket.WebSocketServer(
+                self, transport, self._numbers,
+                origins=frozenset(self.settings.websocket_origins), heartbeat=self.settings.keep_alive,
+            )  # fmt: skip
+            self._web.append(web)
+            return await web.listen(host, port, context)
         server = await self.loop.create_server(
-            lambda: _Connection(self, transport, next(self._numbers), outgoing=False),
+            lambda: StreamConnection(self, transport, next(self._numbers), outgoing=False),
             host,
             port,
             backlog=1024,
@@ -204,22 +178,28 @@ class Transport:
         address = await self._resolve(host, port)
         if transport == "udp":
             return await self._datagram_flow(address)
-        context = None
-        if transport == "tls":
-            context, name = self._client_context(), name or host
+        wanted, context = name or host, None
+        if _SECURE[transport]:
+            context, name = self._client_context(), wanted
         else:
             name = None
-        for flow, connection in self._connections.items():
-            if (
-                (flow.transport, flow.remote, connection.name) == (transport, address, name)
-                and connection.socket is not None
-                and not connection.socket.is_closing()
-            ):
+        for flow, known in self._connections.items():
+            if (flow.transport, flow.remote, known.name) == (transport, address, name) and not known.closing:
                 return flow
+        number, settings = next(self._numbers), self.settings
+        if transport in ("ws", "wss"):
+            socket, task = await websocket.connect(
+                self, transport, address, number, path=settings.websocket_path, context=context, name=name,
+                timeout=settings.connect_timeout, heartbeat=settings.keep_alive, host=wanted,
+            )  # fmt: skip
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            assert socket.flow is not None
+            return socket.flow
         try:
-            async with asyncio.timeout(self.settings.connect_timeout):
+            async with asyncio.timeout(settings.connect_timeout):
                 _, connection = await self.loop.create_connection(
-                    lambda: _Connection(self, transport, next(self._numbers), outgoing=True, name=name),
+                    lambda: StreamConnection(self, transport, number, outgoing=True, name=name),
                     *address,
                     ssl=context,
                     server_hostname=name,
@@ -230,11 +210,16 @@ class Transport:
         self._tick()
         return connection.flow
 
+    def peer_names(self, flow: Flow) -> tuple[str, ...]:
+        """The SIP domains that the peer's certificate proves (RFC 5922); none without TLS, or without a certificate."""
+        connection = self._connections.get(flow)
+        return () if connection is None else peer_names(connection.info("peercert"))
+
     def _client_context(self) -> ssl.SSLContext:
         if self.settings.tls_client is not None:
             return self.settings.tls_client
         if self._default_context is None:
-            self._default_context = ssl.create_default_context()
+            self._default_context = client_context()
         return self._default_context
 
     async def _resolve(self, host: str, port: int) -> Address:
@@ -264,12 +249,13 @@ class Transport:
             protocol.socket.sendto(data, flow.remote)
             return True
         connection = self._connections.get(flow)
-        if connection is None or connection.socket is None or connection.socket.is_closing():
+        if connection is None or connection.closing:
             return False
-        connection.socket.write(data)
-        if connection.socket.get_write_buffer_size() > self.settings.max_unsent:
+        connection.write(data)
+        if connection.unsent > self.settings.max_unsent:
             log.info("flow=%s closed: the peer does not read", flow)
-            connection.socket.abort()
+            self.counters["unread"] += 1
+            connection.abort()
         return True
 
     # --- keeping alive --------------------------------------------------------------------------------
@@ -294,13 +280,12 @@ class Transport:
         patience = self.settings.keep_alive * (self.settings.keep_alive_misses + 0.5)
         for flow, connection in list(self._connections.items()):
             silent = now - connection.last_heard
-            watched = connection.outgoing or connection.pinged
+            watched = (connection.outgoing or connection.pinged) and flow.transport not in ("ws", "wss")
             if silent > (patience if watched else self.settings.idle_timeout):
                 log.info("flow=%s silent for %.1f s: closed", flow, silent)
-                assert connection.socket is not None
-                connection.socket.abort()
-            elif connection.outgoing:
-                self.send(_PING, flow)
+                connection.abort()
+            elif connection.outgoing and not connection.closing:
+                connection.ping()
         for flow, pings in list(self._kept.items()):
             if len(pings) >= self.settings.keep_alive_misses:
                 log.info("flow=%s: %d pings unanswered", flow, len(pings))
@@ -326,13 +311,43 @@ class Transport:
             elif (answer := binding_response(data, flow.remote)) is not None:
                 self.send(answer, flow)
             return
-        if data in (_PING, _PONG, b""):
-            if data == _PING:
-                self.send(_PONG, flow)
+        if data in (PING, PONG, b""):
+            if data == PING:
+                self.send(PONG, flow)
+            return
+        if self._wait(flow.remote[0]):
+            self.counters["rate-limited"] += 1
             return
         self.receiver.received(data, flow)
 
-    def admit(self, connection: _Connection) -> bool:
+    def message(self, data: bytes, connection: Connection) -> None:
+        """See `mcptt_sip.connection.Owner`."""
+        assert connection.flow is not None
+        if wait := self._wait(connection.flow.remote[0]):
+            self.counters["rate-limited"] += 1
+            connection.pause(wait)
+        self.receiver.received(data, connection.flow)
+
+    def broken(self, error: ParseError, connection: Connection) -> None:
+        """See `mcptt_sip.connection.Owner`."""
+        assert connection.flow is not None
+        self.receiver.broken(error, connection.flow)
+
+    def _wait(self, source: str) -> float:
+        """Counts a message of `source`; seconds until its next is due, 0 while it is within its rate."""
+        rate = self.settings.max_rate_per_source
+        if not rate:
+            return 0.0
+        now, burst = self.loop.time(), float(self.settings.burst_per_source)
+        tokens, counted = self._allowance.pop(source, (burst, now))
+        tokens = min(burst, tokens + (now - counted) * rate)
+        refused = tokens < 1.0
+        self._allowance[source] = (tokens if refused else tokens - 1.0, now)
+        while len(self._allowance) > _MAX_SOURCES:
+            self._allowance.popitem(last=False)
+        return (1.0 - tokens) / rate if refused else 0.0
+
+    def admit(self, connection: Connection) -> bool:
         """Whether a new connection may stay."""
         assert connection.flow is not None
         source = connection.flow.remote[0]
@@ -341,13 +356,14 @@ class Transport:
             or self._per_source[source] >= self.settings.max_connections_per_source
         ):
             log.warning("flow=%s refused: too many connections", connection.flow)
+            self.counters["refused"] += 1
             return False
         self._per_source[source] += 1
         self._connections[connection.flow] = connection
         self._tick()
         return True
 
-    def gone(self, connection: _Connection) -> None:
+    def gone(self, connection: Connection) -> None:
         """A connection has ended."""
         flow = connection.flow
         if flow is None or self._connections.pop(flow, None) is None:
@@ -369,8 +385,13 @@ class Transport:
             if protocol.socket is not None:
                 protocol.socket.close()
         for connection in list(self._connections.values()):
-            if connection.socket is not None:
-                connection.socket.close()
+            connection.close()
+        for web in self._web:
+            await web.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+            for task in self._tasks:
+                task.cancel()
         for server in self._servers:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What carries whole SIP messages for `mcptt_sip.transport`: the interface of every connection, and the one over a
+byte stream (TCP, TLS; RFC 3261 18.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from typing import Any, Protocol, cast
+
+from mcptt_sip.errors import ParseError
+from mcptt_sip.flow import Flow
+from mcptt_sip.message import KeepAlive, Limits, MessageFramer
+
+__all__ = ["PING", "PONG", "Connection", "Owner", "StreamConnection"]
+
+log = logging.getLogger(__name__)
+
+PING = b"\r\n\r\n"
+PONG = b"\r\n"
+
+
+class Owner(Protocol):
+    """The transport that a connection belongs to."""
+
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def limits(self) -> Limits:
+        """What a message may cost."""
+        ...
+
+    @property
+    def linger(self) -> float:
+        """Seconds that octets are still taken in, unread, after the framing was lost."""
+        ...
+
+    def admit(self, connection: Connection) -> bool:
+        """Whether a new connection may stay."""
+        ...
+
+    def gone(self, connection: Connection) -> None:
+        """A connection has ended."""
+        ...
+
+    def message(self, data: bytes, connection: Connection) -> None:
+        """One whole message has come."""
+        ...
+
+    def broken(self, error: ParseError, connection: Connection) -> None:
+        """The framing is lost."""
+        ...
+
+
+class Connection(Protocol):
+    """One connection, whoever opened it. `name` is what the peer's certificate was checked for."""
+
+    flow: Flow | None
+    name: str | None
+    outgoing: bool
+    last_heard: float
+    #: the peer, or this side by means of its own, keeps the connection alive: silence means something
+    pinged: bool
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing can be written any more."""
+        ...
+
+    @property
+    def unsent(self) -> int:
+        """Octets that wait to be taken by the peer."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Queue one whole message."""
+        ...
+
+    def ping(self) -> None:
+        """Keep it alive."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Read nothing for so long: the peer is faster than he may be."""
+        ...
+
+    def close(self) -> None:
+        """End it once what was written is out."""
+        ...
+
+    def abort(self) -> None:
+        """End it at once."""
+        ...
+
+    def info(self, name: str) -> Any:
+        """What asyncio's ``get_extra_info`` knows of it."""
+        ...
+
+
+class StreamConnection(asyncio.Protocol):
+    """A connection over TCP or TLS.
+
+    While the peer does not take what is written to him, nothing is read from him: whoever sends requests and does
+    not read the answers waits for himself.
+    """
+
+    def __init__(self, owner: Owner, kind: str, number: int, outgoing: bool, name: str | None = None) -> None:
+        self._owner = owner
+        self._kind = kind
+        self._number = number
+        self.outgoing = outgoing
+        self.name = name
+        self.flow: Flow | None = None
+        self.framer = MessageFramer(owner.limits)
+        self.socket: asyncio.Transport | None = None
+        self.last_heard = 0.0
+        self.pinged = False
+        self._lingering = False  # framing is lost: nothing is read any more
+        self._choked = False  # the peer does not read
+        self._paused_until = 0.0
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.socket = cast(asyncio.Transport, transport)
+        raw = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        local, remote = transport.get_extra_info("sockname")[:2], transport.get_extra_info("peername")[:2]
+        self.flow = Flow(self._kind, local, remote, self._number)
+        self.last_heard = self._owner.loop.time()
+        if not self._owner.admit(self):
+            self.socket.abort()
+
+    def data_received(self, data: bytes) -> None:
+        assert self.flow is not None and self.socket is not None
+        if self._lingering:
+            return
+        self.last_heard = self._owner.loop.time()
+        for item in self.framer.receive(data):
+            if isinstance(item, ParseError):
+                log.info("flow=%s closed: %s", self.flow, item)
+                self._owner.broken(item, self)
+                self._linger()
+                return
+            if isinstance(item, KeepAlive):
+                if item is KeepAlive.PING:
+                    self.pinged = True
+                    self.socket.write(PONG)
+            else:
+                self._owner.message(item, self)
+
+    def pause_writing(self) -> None:
+        self._choked = True
+        self._gate()
+
+    def resume_writing(self) -> None:
+        self._choked = False
+        self._gate()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.gone(self)
+
+    # --- Connection
+
+    @property
+    def closing(self) -> bool:
+        return self.socket is None or self.socket.is_closing()
+
+    @property
+    def unsent(self) -> int:
+        return 0 if self.socket is None else self.socket.get_write_buffer_size()
+
+    def write(self, data: bytes) -> None:
+        assert self.socket is not None
+        self.socket.write(data)
+
+    def ping(self) -> None:
+        self.write(PING)
+
+    def pause(self, seconds: float) -> None:
+        self._paused_until = self._owner.loop.time() + seconds
+        self._gate()
+        self._owner.loop.call_later(seconds, self._gate)
+
+    def close(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+
+    def abort(self) -> None:
+        if self.socket is not None:
+            self.socket.abort()
+
+    def info(self, name: str) -> Any:
+        return None if self.socket is None else self.socket.get_extra_info(name)
+
+    def _gate(self) -> None:
+        """Reads or not, as both reasons for not reading have it."""
+        if self.socket is None or self.socket.is_closing():
+            return
+        if self._choked or self._owner.loop.time() < self._paused_until - 1e-9:
+            self.socket.pause_reading()
+        else:
+            self.socket.resume_reading()
+
+    def _linger(self) -> None:
+        """Ends this side, and reads what is still coming for a while: closing over unread octets would reset the
+        connection, and the peer would lose the answer that tells him why."""
+        assert self.socket is not None
+        self._lingering = True
+        self._owner.gone(self)
+        if self.socket.can_write_eof() and not self.socket.is_closing():
+            self.socket.write_eof()
+        self._owner.loop.call_later(self._owner.linger, self.socket.abort)
