@@ -11,14 +11,30 @@ True
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from media.errors import FloorMessageError
+from media.floor_fields import (
+    CODINGS,
+    NOT_QUEUED,
+    UNDISCLOSED,
+    DenyCause,
+    FieldId,
+    FloorIndicator,
+    Location,
+    LocationType,
+    QueuedRequestsPurpose,
+    RevokeCause,
+    Source,
+    TrackInfo,
+    encode_field,
+    split_fields,
+)
 
 __all__ = [
+    "MAX_OCTETS",
+    "MESSAGES",
     "NOT_QUEUED",
     "UNDISCLOSED",
     "DenyCause",
@@ -34,10 +50,15 @@ __all__ = [
     "FloorRevoke",
     "FloorRevokeRequest",
     "FloorTaken",
+    "Location",
+    "LocationType",
     "QueuePositionInfo",
     "QueuePositionRequest",
     "QueuedFloorRequests",
+    "QueuedRequestsPurpose",
     "RevokeCause",
+    "Source",
+    "TrackInfo",
     "UnicastMediaFlowControl",
     "decode",
     "decode_all",
@@ -49,134 +70,48 @@ _ACK = 0x10
 #: octets of one datagram's floor messages
 MAX_OCTETS = 4096
 
-
-class FloorIndicator(IntFlag):
-    """Floor Indicator (8.2.3.13)."""
-
-    NORMAL = 0x8000
-    BROADCAST = 0x4000
-    SYSTEM = 0x2000
-    EMERGENCY = 0x1000
-    IMMINENT_PERIL = 0x0800
-    QUEUEING = 0x0400
-    DUAL_FLOOR = 0x0200
-    TEMPORARY_GROUP = 0x0100
-    MULTI_TALKER = 0x0080
-
-
-class DenyCause(IntEnum):
-    """Reject Cause in Floor Deny (8.2.6.2)."""
-
-    ANOTHER_HAS_PERMISSION = 1
-    INTERNAL_ERROR = 2
-    ONLY_ONE_PARTICIPANT = 3
-    RETRY_AFTER = 4
-    RECEIVE_ONLY = 5
-    NO_RESOURCES = 6
-    QUEUE_FULL = 7
-    OTHER = 255
-
-
-class RevokeCause(IntEnum):
-    """Reject Cause in Floor Revoke (8.2.10.2); another name space than Floor Deny's."""
-
-    ONLY_ONE_CLIENT = 1
-    BURST_TOO_LONG = 2
-    NO_PERMISSION = 3
-    PREEMPTED = 4
-    NO_RESOURCES = 6
-    BY_ANOTHER_CLIENT = 7
-    OTHER = 255
-
-
-#: queue positions with a meaning of their own (8.2.3.5)
-NOT_QUEUED, UNDISCLOSED = 254, 255
-
-
-@dataclass(frozen=True, slots=True)
-class _Coding:
-    """How the value of a field stands in octets."""
-
-    pack: Callable[[Any], bytes]
-    unpack: Callable[[bytes], Any]
-
-
-def _fixed(form: str, length: int) -> _Coding:
-    def unpack(value: bytes) -> Any:
-        if len(value) != length:
-            raise FloorMessageError(f"a field of {len(value)} octets, not {length}")
-        return struct.unpack(form, value)[0]
-
-    return _Coding(lambda number: struct.pack(form, number), unpack)
-
-
-def _text(value: bytes) -> str:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        raise FloorMessageError("a text field is not UTF-8") from None
-
-
-def _cause(value: bytes) -> tuple[int, str]:
-    if len(value) < 2:
-        raise FloorMessageError("Reject Cause is cut short")
-    return int.from_bytes(value[:2], "big"), _text(value[2:])
-
-
-def _pair(value: bytes) -> tuple[int, int]:
-    if len(value) != 2:
-        raise FloorMessageError("Queue Info has not two octets")
-    return value[0], value[1]
-
-
-_U8 = _fixed(">Bx", 2)
-_U16 = _fixed(">H", 2)
-_SSRC = _fixed(">Ixx", 6)
-_STRING = _Coding(lambda text: text.encode(), _text)
-_RAW = _Coding(bytes, bytes)
-_CAUSE = _Coding(lambda pair: struct.pack(">H", pair[0]) + pair[1].encode(), _cause)
-_QUEUE = _Coding(bytes, _pair)
-
-#: id -> how it is coded (8.2.3); those of later releases are kept raw
-_PRIORITY, _DURATION, _REJECT, _QUEUE_INFO, _PARTY, _PERMISSION, _USER = range(7)
-_SEQUENCE, _SOURCE, _TRACK, _TYPE, _INDICATOR, _GRANTED_SSRC = 8, 10, 11, 12, 13, 14
-_CODINGS: dict[int, _Coding] = {
-    _PRIORITY: _U8, _DURATION: _U16, _REJECT: _CAUSE, _QUEUE_INFO: _QUEUE, _PARTY: _STRING, _PERMISSION: _U16,
-    _USER: _STRING, _SEQUENCE: _U16, _SOURCE: _U16, _TRACK: _RAW, _TYPE: _U8, _INDICATOR: _U16, _GRANTED_SSRC: _SSRC,
-}  # fmt: skip
-
-Fields = tuple[tuple[int, str], ...]
+F = FieldId
+Fields = tuple[tuple[FieldId, str], ...]
+_LAST: Fields = ((F.TRACK_INFO, "track_info"), (F.FLOOR_INDICATOR, "indicator"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloorMessage:
     """What all messages have. ``ssrc`` is the sender's; ``others`` are fields that the message's table does not
-    name, as (id, octets), kept in their order."""
+    name, as (id, octets), kept in their order. A field that is ``None`` is not there.
+
+    ``user_id`` in a message from the arbiter to one participant names him: in TS 24.380 that is the off-network
+    form; here it serves where the floor is arbitrated by a member and everyone hears every message.
+    """
 
     TYPE: ClassVar[int]
     FIELDS: ClassVar[Fields]
 
     ssrc: int
     ack_requested: bool = False
-    track_info: bytes | None = None
+    track_info: TrackInfo | None = None
     indicator: FloorIndicator | None = None
     others: tuple[tuple[int, bytes], ...] = ()
 
     def encode(self) -> bytes:
-        """The RTCP APP packet."""
+        """The RTCP APP packet. Raises :class:`FloorMessageError` for a value that does not fit its field."""
         body = bytearray()
-        for number, attribute in self.FIELDS:
-            value = getattr(self, attribute)
-            if value is not None:
-                body += _field(number, _CODINGS[number].pack(value))
-        for number, octets in self.others:
-            body += _field(number, octets)
-        subtype = self.TYPE | (_ACK if self.ack_requested else 0)
-        return struct.pack(">BBHI4s", 0x80 | subtype, _APP, 2 + len(body) // 4, self.ssrc, _NAME) + bytes(body)
+        try:
+            for number, attribute in self.FIELDS:
+                value = getattr(self, attribute)
+                if value is not None:
+                    body += encode_field(number, CODINGS[number].pack(value))
+            for number_, octets in self.others:
+                body += encode_field(number_, octets)
+            subtype = self.TYPE | (_ACK if self.ack_requested else 0)
+            return struct.pack(">BBHI4s", 0x80 | subtype, _APP, 2 + len(body) // 4, self.ssrc, _NAME) + bytes(body)
+        except (struct.error, ValueError) as error:
+            raise FloorMessageError(f"a value does not fit its field: {error}") from None
 
     @classmethod
-    def _from(cls, subtype: int, ssrc: int, fields: list[tuple[int, bytes]]) -> FloorMessage:
-        named = dict(cls.FIELDS)
+    def from_fields(cls, subtype: int, ssrc: int, fields: list[tuple[int, bytes]]) -> Self:
+        """The message of a subtype and its fields, as they came."""
+        named: dict[int, str] = dict(cls.FIELDS)
         values: dict[str, Any] = {}
         others = []
         for number, octets in fields:
@@ -184,9 +119,7 @@ class FloorMessage:
             if attribute is None or attribute in values:
                 others.append((number, octets))
             else:
-                values[attribute] = _CODINGS[number].unpack(octets)
-        if values.get("indicator") is not None:
-            values["indicator"] = FloorIndicator(values["indicator"])
+                values[attribute] = CODINGS[number].unpack(octets)
         return cls(ssrc=ssrc, ack_requested=bool(subtype & _ACK), others=tuple(others), **values)
 
 
@@ -195,9 +128,14 @@ class FloorRequest(FloorMessage):
     """Client to server (8.2.4)."""
 
     TYPE = 0
-    FIELDS = ((_PRIORITY, "priority"), (_USER, "user_id"), (_TRACK, "track_info"), (_INDICATOR, "indicator"))
+    FIELDS = (
+        (F.FLOOR_PRIORITY, "priority"), (F.USER_ID, "user_id"), *_LAST, (F.FUNCTIONAL_ALIAS, "functional_alias"),
+        (F.LOCATION, "location"),
+    )  # fmt: skip
     priority: int | None = None
     user_id: str | None = None
+    functional_alias: str | None = None
+    location: Location | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,27 +144,39 @@ class FloorGranted(FloorMessage):
 
     TYPE = 1
     FIELDS = (
-        (_DURATION, "duration"), (_GRANTED_SSRC, "granted_ssrc"), (_PRIORITY, "priority"), (_TRACK, "track_info"),
-        (_INDICATOR, "indicator"),
+        (F.DURATION, "duration"), (F.SSRC, "granted_ssrc"), (F.FLOOR_PRIORITY, "priority"), (F.USER_ID, "user_id"),
+        (F.QUEUE_SIZE, "queue_size"), (F.QUEUED_USER_ID, "queued_user"), *_LAST,
     )  # fmt: skip
     duration: int | None = None
     granted_ssrc: int | None = None
     priority: int | None = None
+    user_id: str | None = None
+    queue_size: int | None = None
+    queued_user: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloorTaken(FloorMessage):
-    """Server to the listeners (8.2.9)."""
+    """Server to the listeners (8.2.9). The lists are of multi-talker calls (release 15): one entry a talker."""
 
     TYPE = 2
     FIELDS = (
-        (_PARTY, "granted_party"), (_PERMISSION, "permission"), (_SEQUENCE, "sequence"), (_TRACK, "track_info"),
-        (_INDICATOR, "indicator"), (_GRANTED_SSRC, "granted_ssrc"),
+        (F.GRANTED_PARTY, "granted_party"), (F.PERMISSION, "permission"), (F.USER_ID, "user_id"),
+        (F.MESSAGE_SEQUENCE_NUMBER, "sequence"), *_LAST, (F.SSRC, "granted_ssrc"), (F.GRANTED_USERS, "granted_users"),
+        (F.SSRC_LIST, "ssrcs"), (F.FUNCTIONAL_ALIAS, "functional_alias"), (F.FUNCTIONAL_ALIASES, "functional_aliases"),
+        (F.LOCATION, "location"), (F.LOCATIONS, "locations"),
     )  # fmt: skip
     granted_party: str | None = None
     permission: int | None = None
+    user_id: str | None = None
     sequence: int | None = None
     granted_ssrc: int | None = None
+    granted_users: tuple[str, ...] | None = None
+    ssrcs: tuple[int, ...] | None = None
+    functional_alias: str | None = None
+    functional_aliases: tuple[str, ...] | None = None
+    location: Location | None = None
+    locations: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,8 +184,9 @@ class FloorDeny(FloorMessage):
     """Server to a requester (8.2.6)."""
 
     TYPE = 3
-    FIELDS = ((_REJECT, "reject"), (_TRACK, "track_info"), (_INDICATOR, "indicator"))
+    FIELDS = ((F.REJECT_CAUSE, "reject"), (F.USER_ID, "user_id"), *_LAST)
     reject: tuple[int, str] | None = None
+    user_id: str | None = None
 
     @property
     def cause(self) -> int:
@@ -253,7 +204,7 @@ class FloorRelease(FloorMessage):
     """Client to server (8.2.7)."""
 
     TYPE = 4
-    FIELDS = ((_USER, "user_id"), (_TRACK, "track_info"), (_INDICATOR, "indicator"))
+    FIELDS = ((F.USER_ID, "user_id"), *_LAST)
     user_id: str | None = None
 
 
@@ -262,7 +213,7 @@ class FloorIdle(FloorMessage):
     """Server to everyone (8.2.8)."""
 
     TYPE = 5
-    FIELDS = ((_SEQUENCE, "sequence"), (_TRACK, "track_info"), (_INDICATOR, "indicator"))
+    FIELDS = ((F.MESSAGE_SEQUENCE_NUMBER, "sequence"), *_LAST)
     sequence: int | None = None
 
 
@@ -271,21 +222,28 @@ class FloorRevoke(FloorMessage):
     """Server to a talker (8.2.10)."""
 
     TYPE = 6
-    FIELDS = ((_REJECT, "reject"), (_TRACK, "track_info"), (_INDICATOR, "indicator"))
+    FIELDS = ((F.REJECT_CAUSE, "reject"), (F.USER_ID, "user_id"), *_LAST)
     reject: tuple[int, str] | None = None
+    user_id: str | None = None
 
     @property
     def cause(self) -> int:
         """See :class:`RevokeCause`; unknown numbers are possible."""
         return self.reject[0] if self.reject is not None else RevokeCause.OTHER
 
+    @property
+    def phrase(self) -> str:
+        """The words that came with the cause."""
+        return self.reject[1] if self.reject is not None else ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloorRevokeRequest(FloorMessage):
-    """Client to server, release 19; its own field is kept raw."""
+    """Client to server, release 19: take the floor from ``revoked_user``."""
 
     TYPE = 7
-    FIELDS = ((_TRACK, "track_info"), (_INDICATOR, "indicator"))
+    FIELDS = ((F.REVOKE_REQUEST_USER, "revoked_user"), *_LAST)
+    revoked_user: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +251,7 @@ class QueuePositionRequest(FloorMessage):
     """Client to server (8.2.11)."""
 
     TYPE = 8
-    FIELDS = ((_USER, "user_id"), (_TRACK, "track_info"), (_INDICATOR, "indicator"))
+    FIELDS = ((F.USER_ID, "user_id"), *_LAST)
     user_id: str | None = None
 
 
@@ -302,48 +260,68 @@ class QueuePositionInfo(FloorMessage):
     """Server to one in the queue (8.2.12): (position, priority); 254 is not queued, 255 not disclosed."""
 
     TYPE = 9
-    FIELDS = ((_QUEUE_INFO, "queue"), (_TRACK, "track_info"), (_INDICATOR, "indicator"))
+    FIELDS = (
+        (F.QUEUE_INFO, "queue"), (F.USER_ID, "user_id"), (F.QUEUED_USER_ID, "queued_user"),
+        (F.QUEUE_SIZE, "queue_size"), *_LAST,
+    )  # fmt: skip
     queue: tuple[int, int] | None = None
+    user_id: str | None = None
+    queued_user: str | None = None
+    queue_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloorAck(FloorMessage):
     """Either way (8.2.13): ``acknowledged`` is the type of the message that asked for it, without the ack bit;
-    ``source`` 0 is a participant, 2 the controlling function."""
+    ``source`` see :class:`Source`."""
 
     TYPE = 10
-    FIELDS = ((_SOURCE, "source"), (_TYPE, "acknowledged"), (_TRACK, "track_info"), (_INDICATOR, "indicator"))
+    FIELDS = ((F.SOURCE, "source"), (F.MESSAGE_TYPE, "acknowledged"), (F.USER_ID, "user_id"), *_LAST)
     source: int | None = None
     acknowledged: int | None = None
+    user_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnicastMediaFlowControl(FloorMessage):
-    """Client to server, release 17; its own field is kept raw."""
+    """Client to server, release 17: whether media is wanted over unicast (``flow``)."""
 
     TYPE = 11
-    FIELDS = ((_TRACK, "track_info"), (_INDICATOR, "indicator"))
+    FIELDS = ((F.MEDIA_FLOW_CONTROL, "flow"), *_LAST)
+    flow: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedFloorRequests(FloorMessage):
-    """Floor Queued Cancel of release 17, Queued Floor Requests from 18 on; its own fields are kept raw."""
+    """Floor Queued Cancel of release 17, Queued Floor Requests from 18 on: taking others' requests out of the queue.
+    ``purpose`` see :class:`QueuedRequestsPurpose`."""
 
     TYPE = 14
-    FIELDS = ((_TRACK, "track_info"), (_INDICATOR, "indicator"))
+    FIELDS = (
+        (F.QUEUED_REQUESTS_PURPOSE, "purpose"), (F.QUEUED_USERS, "queued_users"), (F.RESPONSE_STATE, "response"),
+        (F.USER_ID, "user_id"), *_LAST,
+    )  # fmt: skip
+    purpose: int | None = None
+    queued_users: tuple[str, ...] | None = None
+    response: int | None = None
+    user_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloorReleaseMultiTalker(FloorMessage):
-    """Server to everyone in a multi-talker call, release 15; its own fields are kept raw."""
+    """Server to everyone in a multi-talker call, release 15: one of the talkers has finished."""
 
     TYPE = 15
-    FIELDS = ((_USER, "user_id"), (_TRACK, "track_info"), (_INDICATOR, "indicator"), (_GRANTED_SSRC, "granted_ssrc"))
+    FIELDS = (
+        (F.USER_ID, "user_id"), *_LAST, (F.SSRC, "granted_ssrc"), (F.FUNCTIONAL_ALIAS, "functional_alias"),
+    )  # fmt: skip
     user_id: str | None = None
     granted_ssrc: int | None = None
+    functional_alias: str | None = None
 
 
-_MESSAGES: dict[int, type[FloorMessage]] = {
+#: message type -> class
+MESSAGES: dict[int, type[FloorMessage]] = {
     message.TYPE: message
     for message in (
         FloorRequest, FloorGranted, FloorTaken, FloorDeny, FloorRelease, FloorIdle, FloorRevoke, FloorRevokeRequest,
@@ -351,13 +329,6 @@ _MESSAGES: dict[int, type[FloorMessage]] = {
         FloorReleaseMultiTalker,
     )
 }  # fmt: skip
-
-
-def _field(number: int, value: bytes) -> bytes:
-    """id, length without padding, value, padding to a word (8.1.3)."""
-    if len(value) > 255:
-        raise FloorMessageError(f"a field of {len(value)} octets does not fit")
-    return bytes((number, len(value))) + value + bytes(-(2 + len(value)) % 4)
 
 
 def decode(data: bytes) -> FloorMessage:
@@ -387,26 +358,9 @@ def decode_all(datagram: bytes) -> list[FloorMessage]:
         if words < 2 or end > len(datagram):
             raise FloorMessageError("the length word is wrong")
         subtype = first & 0x1F
-        message = _MESSAGES.get(subtype & ~_ACK)
+        message = MESSAGES.get(subtype & ~_ACK)
         if message is None:
             raise FloorMessageError(f"message type {subtype} is not known")
-        found.append(message._from(subtype, ssrc, _fields(datagram[at + 12 : end])))
+        found.append(message.from_fields(subtype, ssrc, split_fields(datagram[at + 12 : end])))
         at = end
-    return found
-
-
-def _fields(data: bytes) -> list[tuple[int, bytes]]:
-    found: list[tuple[int, bytes]] = []
-    at = 0
-    while at < len(data):
-        if len(data) - at < 2:
-            raise FloorMessageError("a field is cut short")
-        number, length = data[at], data[at + 1]
-        end = at + 2 + length
-        if end > len(data):
-            raise FloorMessageError(f"field {number} is longer than the message")
-        found.append((number, bytes(data[at + 2 : end])))
-        at = end + -(2 + length) % 4
-        if at > len(data):
-            raise FloorMessageError(f"field {number} is not filled up to a word")
     return found

@@ -103,11 +103,19 @@ def sip_messages() -> list[bytes]:
 
 
 def floor_seeds() -> list[bytes]:
-    return [
-        floor_messages.FloorRequest(ssrc=7, priority=5).encode(),
-        floor_messages.FloorGranted(ssrc=7, duration=30, priority=5).encode(),
-        floor_messages.FloorIdle(ssrc=7, sequence=3).encode(),
+    """A message of every type with a value in every field that text, numbers or octets can fill."""
+    user, place = "sip:bob@mcx.example", floor_messages.Location(1, bytes(7))
+    values = {
+        "track_info": floor_messages.TrackInfo(1, "ab", (7,)), "indicator": floor_messages.FloorIndicator.NORMAL,
+        "reject": (1, "busy"), "queue": (1, 5), "granted_party": user, "user_id": user, "queued_user": user,
+        "revoked_user": user, "functional_alias": user, "granted_users": (user, user), "queued_users": (user,),
+        "functional_aliases": (user,), "ssrcs": (1, 2), "location": place, "locations": b"\1\4\0\7",
+    }  # fmt: skip
+    seeds = [
+        cls(ssrc=7, **{name: values.get(name, 5) for _, name in cls.FIELDS}).encode()
+        for cls in floor_messages.MESSAGES.values()
     ]
+    return [*seeds, seeds[0] + seeds[5]]
 
 
 def targets() -> dict[str, Target]:
