@@ -161,6 +161,27 @@ class Kms:
         self._generations.append((certificate, fresh))
         return certificate
 
+    def replace(self, at: float, random: Random = os.urandom) -> KmsCertificate:
+        """Revoke the generation in force at `at`, whose secrets are out, and put a new one in its place at once.
+
+        An emergency: the new one is good for the whole running period, until the next rotation if one is planned.
+        """
+        certificate, _ = self._generation(at)
+        index = next(i for i, (c, _) in enumerate(self._generations) if c is certificate)
+        self.revoke(index)
+        fresh = MasterSecrets.generate(random)
+        new = _certificate(
+            fresh,
+            kms_uri=certificate.kms_uri,
+            domains=certificate.domains,
+            user_key_period=certificate.user_key_period,
+            user_key_offset=certificate.user_key_offset,
+            valid_from=float(certificate.periods.start(certificate.periods.number(at))),
+        )
+        new = dataclasses.replace(new, valid_to=certificate.valid_to)
+        self._generations.insert(index + 1, (new, fresh))
+        return new
+
     def revoke(self, index: int = -1) -> KmsCertificate:
         """Mark a generation's certificate revoked; nothing more is issued under it."""
         certificate, secrets = self._generations[index]

@@ -16,6 +16,7 @@ from typing import Any
 
 from mikey.errors import KmsError, MikeyError
 from mikey.keys import KeySet, KmsCertificate, Secret
+from mikey.kms_protection import TransportKeys, is_wrapped, read_wrapped, sign, verified, write_wrapped
 
 NS = "urn:3gpp:ns:mcsecKMSInterface:1.0"
 XSI = "http://www.w3.org/2001/XMLSchema-instance"
@@ -153,7 +154,7 @@ def encode_certificate(certificate: KmsCertificate) -> bytes:
     return _octets(_write_certificate(None, certificate))
 
 
-def _write_key_set(parent: Element, k: KeySetDocument | KeySet) -> None:
+def _write_key_set(parent: Element, k: KeySetDocument | KeySet, protection: TransportKeys | None) -> None:
     e = _sub(parent, "KmsKeySet", Version="1.1.0")
     _sub(e, "KmsUri", k.kms_uri)
     if isinstance(k, KeySetDocument) and k.cert_uri is not None:
@@ -170,12 +171,19 @@ def _write_key_set(parent: Element, k: KeySetDocument | KeySet) -> None:
         ("UserSigningKeySSK", k.ssk.reveal()),
         ("UserPubTokenPVT", k.pvt),
     ):
-        _sub(e, name, octets.hex().upper(), **{f"{{{XSI}}}type": "KeyContentType"})
+        if protection is None:
+            _sub(e, name, octets.hex().upper(), **{f"{{{XSI}}}type": "KeyContentType"})
+        else:
+            write_wrapped(_sub(e, name, **{f"{{{XSI}}}type": "EncKeyContentType"}), octets, protection)
 
 
-def encode_response(response: KmsResponse) -> bytes:
-    """A KmsResponse document."""
-    root = _root("KmsResponse", Id=response.id, Version="1.0.0")
+def encode_response(response: KmsResponse, protection: TransportKeys | None = None) -> bytes:
+    """A KmsResponse document; with `protection` a SignedKmsResponse with wrapped keys."""
+    if protection is None:
+        root = outer = _root("KmsResponse", Id=response.id, Version="1.0.0")
+    else:
+        outer = _root("SignedKmsResponse")
+        root = _sub(outer, "KmsResponse", Id=response.id, Version="1.0.0")
     _sub(root, "UserUri", response.user_uri)
     _sub(root, "KmsUri", response.kms_uri)
     _sub(root, "Time", _iso(response.time))
@@ -189,7 +197,7 @@ def encode_response(response: KmsResponse) -> bytes:
         elif response.key_sets is not None:
             provision = _sub(message, "KmsKeyProv", Version="1.0.0")
             for key_set in response.key_sets:
-                _write_key_set(provision, key_set)
+                _write_key_set(provision, key_set, protection)
         else:
             cache = _sub(message, "KmsCertCache", Version="1.0.0", CacheNum=str(response.cache_no))
             for certificate in response.cache or ():
@@ -198,7 +206,9 @@ def encode_response(response: KmsResponse) -> bytes:
         error = _sub(root, "KmsError")
         _sub(error, "ErrorCode", str(response.error[0]))
         _sub(error, "ErrorMsg", response.error[1])
-    return _octets(root)
+    if protection is not None:
+        sign(outer, protection)
+    return _octets(outer)
 
 
 def encode_request(request: KmsRequest) -> bytes:
@@ -331,9 +341,18 @@ def decode_certificate(source: bytes | Element) -> KmsCertificate:
         raise KmsError(f"unusable KmsCertificate: {error}") from None
 
 
-def decode_key_set(e: Element) -> KeySetDocument:
+def _key(e: Element, name: str, protection: TransportKeys | None) -> bytes:
+    child = _child(e, name)
+    if child is not None and is_wrapped(child):
+        return read_wrapped(child, protection)
+    if protection is not None:
+        raise KmsError(f"{name} is not wrapped, and a TrK is held")
+    return key_octets(_required(e, name), name)
+
+
+def decode_key_set(e: Element, protection: TransportKeys | None = None) -> KeySetDocument:
     """A KmsKeySet element. The SSK may carry extra leading zeros (it is read as a number)."""
-    ssk = int.from_bytes(key_octets(_required(e, "UserSigningKeySSK"), "UserSigningKeySSK"), "big")
+    ssk = int.from_bytes(_key(e, "UserSigningKeySSK", protection), "big")
     if ssk.bit_length() > 256:
         raise KmsError("UserSigningKeySSK is too long")
     return KeySetDocument(
@@ -341,17 +360,21 @@ def decode_key_set(e: Element) -> KeySetDocument:
         uri=_required(e, "UserUri"),
         uid=_user_id(_required(e, "UserID")),
         period_no=_number(_required(e, "KeyPeriodNo"), "KeyPeriodNo"),
-        rsk=Secret(key_octets(_required(e, "UserDecryptKey"), "UserDecryptKey")),
+        rsk=Secret(_key(e, "UserDecryptKey", protection)),
         ssk=Secret(ssk.to_bytes(32, "big")),
-        pvt=key_octets(_required(e, "UserPubTokenPVT"), "UserPubTokenPVT"),
+        pvt=_key(e, "UserPubTokenPVT", protection),
         cert_uri=text_of(e, "CertUri") or None,
         revoked=text_of(e, "Revoked") in ("true", "1"),
     )
 
 
-def decode_response(source: bytes | Element) -> KmsResponse:
-    """A KmsResponse document."""
+def decode_response(source: bytes | Element, protection: TransportKeys | None = None) -> KmsResponse:
+    """A KmsResponse document. With `protection` nothing but a SignedKmsResponse with wrapped keys is taken."""
     root = parse(source) if isinstance(source, bytes) else source
+    if protection is not None:
+        if root.tag != f"{{{NS}}}SignedKmsResponse":
+            raise KmsError("the response is not signed, and an InK is held")
+        root = verified(root, f"{{{NS}}}KmsResponse", protection)
     if root.tag != f"{{{NS}}}KmsResponse":
         raise KmsError("no KmsResponse")
     certificate, key_sets, cache, cache_no = None, None, None, 0
@@ -368,7 +391,7 @@ def decode_response(source: bytes | Element) -> KmsResponse:
                 raise KmsError("KmsInit without KmsCertificate")
             certificate = decode_certificate(first)
         elif provision is not None:
-            key_sets = tuple(decode_key_set(k) for k in provision.findall(f"{{{NS}}}KmsKeySet"))
+            key_sets = tuple(decode_key_set(k, protection) for k in provision.findall(f"{{{NS}}}KmsKeySet"))
         elif cached is not None:
             cache = tuple(decode_certificate(c) for c in cached.iterfind(f".//{{{NS}}}KmsCertificate"))
             cache_no = _number(cached.get("CacheNum", "0"), "CacheNum")

@@ -70,6 +70,16 @@ class Issued:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something else worth an audit line, such as a refusal."""
+
+    event: str
+    subject: str
+    detail: str
+    at: float
+
+
 def token_digest(token: str) -> bytes:
     """How a bearer token is kept: SHA-256. Tokens are random, so a plain hash is enough."""
     return hashlib.sha256(token.encode()).digest()
@@ -87,6 +97,7 @@ class KmsStore:
             raise StoreError(f"{path}: no such store")
         self._lock = threading.RLock()
         self._connection = self._connect(path)
+        self._journal = self._connect(path)
         try:
             self._check_file()
             self._vault = self._unlocked(unlock)
@@ -94,6 +105,7 @@ class KmsStore:
             self.refresh()
         except BaseException as error:
             self._connection.close()
+            self._journal.close()
             if isinstance(error, sqlite3.Error):
                 raise StoreError(f"{path}: {error}") from error
             raise
@@ -147,8 +159,9 @@ class KmsStore:
         if version != _VERSION:
             raise StoreError(f"{self._path}: written by another version of this package ({version})")
         self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")  # on disk before an answer leaves
-        self._connection.execute("PRAGMA secure_delete = ON")
+        for connection in (self._connection, self._journal):
+            connection.execute("PRAGMA synchronous = FULL")  # on disk before an answer leaves
+            connection.execute("PRAGMA secure_delete = ON")
         (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise StoreError(f"{self._path}: corrupt: {verdict}")
@@ -166,6 +179,7 @@ class KmsStore:
         """Close the file."""
         with self._lock:
             self._connection.close()
+            self._journal.close()
 
     def __enter__(self) -> KmsStore:
         return self
@@ -186,19 +200,19 @@ class KmsStore:
             self._read()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+    def _transaction(self, connection: sqlite3.Connection | None = None) -> Iterator[sqlite3.Connection]:
+        connection = self._connection if connection is None else connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._connection
-                    self._connection.execute("COMMIT")
-                except BaseException:
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise StoreError(f"{self._path}: {error}") from error
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: {error}") from error
 
     # -- state ----------------------------------------------------------------------------------------------
 
@@ -260,6 +274,15 @@ class KmsStore:
             certificate = kms.rotate(at)
             self._save_kms(connection, kms)
             _write_audit(connection, now, "rotated", certificate.kms_uri, f"from {certificate.valid_from:.0f}")
+        return certificate
+
+    def replace(self, *, now: float) -> KmsCertificate:
+        """Compromise: revoke the master keys in force and put new ones in their place at once."""
+        with self._change() as connection:
+            kms = Kms(self.kms.generations)
+            certificate = kms.replace(now)
+            self._save_kms(connection, kms)
+            _write_audit(connection, now, "replaced", certificate.kms_uri, "the master keys in force are revoked")
         return certificate
 
     def revoke_generation(self, number: int, *, now: float) -> KmsCertificate:
@@ -343,21 +366,22 @@ class KmsStore:
 
     # -- what happens ---------------------------------------------------------------------------------------
 
-    def record(self, issued: Iterable[Issued]) -> None:
-        """Write down key sets about to be sent, all in one transaction; on disk when it returns."""
-        with self._transaction() as connection:
-            for one in issued:
+    def record(self, happened: Iterable[Issued | Note]) -> None:
+        """Write down key sets about to be sent, all in one transaction; on disk when it returns.
+
+        By a connection of its own, so that readers do not wait for the disk. For one thread.
+        """
+        with self._transaction(self._journal) as connection:
+            for one in happened:
+                if isinstance(one, Note):
+                    _write_audit(connection, one.at, one.event, one.subject, one.detail)
+                    continue
                 new = connection.execute(
                     "INSERT INTO issued VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                     (one.uri, one.period_no, one.generation, one.pvt, one.at),
                 ).rowcount
                 event = "issued" if new else "issued-again"
                 _write_audit(connection, one.at, event, one.uri, f"period {one.period_no} generation {one.generation}")
-
-    def note(self, event: str, subject: str, detail: str, *, now: float) -> None:
-        """One line into the audit log."""
-        with self._transaction() as connection:
-            _write_audit(connection, now, event, subject, detail)
 
     def issued(self, uri: str) -> list[Issued]:
         """What a user has got, oldest period first."""
@@ -378,7 +402,7 @@ class KmsStore:
 
     def prune_audit(self, before: float, *, now: float) -> int:
         """Drop lines older than the Unix time `before`; how many. That they went is noted."""
-        with self._transaction() as connection:
+        with self._lock, self._transaction() as connection:
             dropped = connection.execute("DELETE FROM audit WHERE at < ?", (before,)).rowcount
             _write_audit(connection, now, "pruned", self.kms.certificate.kms_uri, f"{dropped} lines")
         return int(dropped)
@@ -435,4 +459,4 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["AuditEntry", "Issued", "KmsStore", "token_digest"]
+__all__ = ["AuditEntry", "Issued", "KmsStore", "Note", "token_digest"]

@@ -20,10 +20,10 @@ import pytest
 from aiohttp import web
 
 from mikey import Keyring, KeySet, KeyType, Kms, KmsClient, KmsServer, TransportKey, seal, unseal
-from mikey.__main__ import load_users
 from mikey.__main__ import main as mikey_main
 from mikey.errors import InvalidKey, KmsError, KmsUnreachable, MikeyError, StoreError
 from mikey.identity import ntp_encode
+from mikey.kms_command import load_users
 from mikey.kms_documents import CONTENT_TYPE, ROOT, KmsRequest, KmsResponse, decode_response, encode_request
 from mikey.kms_http import Users
 from mikey.tls import client_context, development_certificate, server_context
@@ -158,7 +158,7 @@ async def test_periods_far_off_methods_and_sizes_are_refused(served: Running) ->
 
 async def test_keys_that_could_not_be_made_durable_are_not_sent(served: Running) -> None:
     served.fail_record = True
-    assert await refused(served.client(ALICE, "token-of-alice"), "keyprov") == 400
+    assert await refused(served.client(ALICE, "token-of-alice"), "keyprov") == 503
 
 
 async def test_a_server_that_nobody_vouches_for_gets_no_token(served: Running, tmp_path: Path) -> None:
@@ -295,10 +295,12 @@ async def test_the_program_serves_https_and_says_no_secret(program: subprocess.P
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--listen", "0.0.0.0:0"], "in clear"),
-        (["--listen", "kms.example.org:0"], "in clear"),
+        (["--plain", "--listen", "0.0.0.0:0"], "in clear"),
+        (["--plain", "--listen", "kms.example.org:0"], "in clear"),
+        (["--listen", "0.0.0.0:0"], "development certificate is for loopback"),
+        (["--plain", "--development"], "without TLS options"),
         (["--certificate", "x"], "belong together"),
-        (["--development"], "need --certificate"),
+        (["--development"], "needs --certificate"),
         (["--certificate", "/no/such", "--private-key", "/no/such"], "TLS"),
     ],
 )
