@@ -69,18 +69,19 @@ class Keyring:
             d if ":" in d.rstrip(":") or "@" in d else d.lower()
             for d in (certificate.domains if domains is None else domains)
         )
-        self._trusted = [
-            t
-            for t in self._trusted
-            if not (
-                t.certificate.kms_uri == certificate.kms_uri
-                and t.certificate.pub_auth_key == certificate.pub_auth_key
-                and t.certificate.pub_enc_key == certificate.pub_enc_key
-            )
-        ]
+        self._trusted = [t for t in self._trusted if not t.certificate.same_keys(certificate)]
         if len(self._trusted) >= self._max_certificates:
             raise CertificateInvalid(f"more than {self._max_certificates} KMS certificates")
         self._trusted.append(_Trusted(certificate, names, home))
+        for sets in self._key_sets.values():  # what is revoked or has an end now is so for one's own keys too
+            sets[:] = [
+                k.under(certificate) if k.certificate != certificate and k.certificate.same_keys(certificate) else k
+                for k in sets
+            ]
+
+    def drop_certificate(self, certificate: KmsCertificate) -> None:
+        """Trust a certificate no more."""
+        self._trusted = [t for t in self._trusted if not t.certificate.same_keys(certificate)]
 
     @property
     def certificates(self) -> tuple[KmsCertificate, ...]:

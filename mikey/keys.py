@@ -242,6 +242,12 @@ class KmsCertificate:
         """The identifier scheme of SAKKE payloads for its users (RFC 6509 §4.2, TS 33.180 §E.5)."""
         return SCHEME_TEL if self.user_id_format == "1" else SCHEME_3GPP
 
+    def same_keys(self, other: KmsCertificate) -> bool:
+        """Whether it is of the same master keys, whatever its dates and revocation say."""
+        return (self.kms_uri, self.pub_auth_key, self.pub_enc_key) == (
+            other.kms_uri, other.pub_auth_key, other.pub_enc_key,
+        )  # fmt: skip
+
     def uid(self, uri: str, period_no: int) -> bytes:
         """The identity octets of a user in a key period."""
         if self.user_id_format == "1":
@@ -302,6 +308,14 @@ class KeySet:
     @cached_property
     def _hs(self) -> bytes:
         return eccsi.hs(self.certificate.pub_auth_key, self.uid, self.pvt)
+
+    def under(self, certificate: KmsCertificate) -> KeySet:
+        """The same keys under a newer copy of their certificate (revoked since, or with an end); tables are kept."""
+        renewed = dataclasses.replace(self, certificate=certificate)
+        for name in ("receiver_key", "_hs"):
+            if name in self.__dict__:
+                renewed.__dict__[name] = self.__dict__[name]
+        return renewed
 
     def validate(self) -> None:
         """Check both keys before first use: SSK (RFC 6507 §5.1.2), RSK (RFC 6508 §6.1.2).

@@ -18,6 +18,7 @@ from mikey.identity import ntp_encode
 from mikey.keyring import Keyring
 from mikey.keys import KeySet, KmsCertificate
 from mikey.kms_documents import CONTENT_TYPE, MAX_OCTETS, ROOT, KmsResponse, decode_response
+from mikey.kms_protection import TransportKeys
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class KmsClient:
     """Fetches and validates the certificate and key sets of one user.
 
     `url` is the KMS' root (https://host:port, or http:// on loopback); `token` its bearer token, or None
-    with a client certificate in `ssl_context`. Nothing fetched is used before its equations hold.
+    with a client certificate in `ssl_context`. Nothing fetched is used before its equations hold. With
+    `transport_keys` (TrK, InK) nothing but signed answers with wrapped keys is taken.
     """
 
     def __init__(
@@ -38,15 +40,19 @@ class KmsClient:
         clock: Callable[[], float],
         ssl_context: ssl.SSLContext | None = None,
         timeout: float = 10.0,
+        transport_keys: TransportKeys | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         self._token = token
         self.uri = uri
         self._clock = clock
         self._ssl = ssl_context
+        self._transport_keys = transport_keys
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         self._session: aiohttp.ClientSession | None = None
         self.certificate: KmsCertificate | None = None
+        self.vouched_for: tuple[KmsCertificate, ...] = ()
+        """Certificates that the KMS named last; one that it names no more is dropped from the keyring."""
 
     async def __aenter__(self) -> KmsClient:
         return self
@@ -79,7 +85,7 @@ class KmsClient:
             raise KmsUnreachable(f"the KMS does not answer: {type(error).__name__}") from error
         if kind != CONTENT_TYPE:
             raise KmsError(f"the KMS answered {status} with {kind}", status)
-        response = decode_response(body)
+        response = decode_response(body, None if status == 401 else self._transport_keys)
         if response.error is not None:
             raise KmsError(f"the KMS refused: {response.error[1]}", response.error[0] or status)
         if status != 200:
@@ -144,28 +150,48 @@ class KmsClient:
     async def fetch(self, keyring: Keyring | None = None, *, ahead: bool = True) -> Keyring:
         """init, certcache, keyprov for the present period and (with `ahead`) the next, into a keyring.
 
-        A next period that the KMS does not issue yet is no error. Raises `KmsError`, `KmsUnreachable`,
-        `InvalidKey`; the keyring is only changed when everything was valid.
+        What the keyring holds already under the same master keys is not asked for again. A next period that the KMS
+        does not issue yet is no error. Raises `KmsError`, `KmsUnreachable`, `InvalidKey`; the keyring is only changed
+        when everything was valid.
         """
         keyring = Keyring() if keyring is None else keyring
         home = await self.init()
         certificates = await self.certcache()
         own = tuple(c for c in certificates if c.kms_uri == home.kms_uri) or (home,)
-        key_sets = await self.keyprov(among=own)
-        if ahead:
-            periods = home.periods
-            after = periods.end(periods.number(self._clock()))
+        now = self._clock()
+        key_sets: list[KeySet] = []
+        if not self._held(keyring, own, now):
+            key_sets += await self.keyprov(among=own)
+        after = float(home.periods.end(home.periods.number(now)))
+        if ahead and not self._held(keyring, own, after):
             try:
-                key_sets += await self.keyprov(float(after), among=own)
+                key_sets += await self.keyprov(after, among=own)
             except KmsUnreachable:
                 raise
             except KmsError as error:
                 log.warning("kms gives no next period yet: %s user=%s", error, self.uri)
         for certificate in own:
             keyring.add_certificate(certificate, home=True)
-        for certificate in certificates:
-            if certificate.kms_uri != home.kms_uri:
-                keyring.add_certificate(certificate, home=False)
+        partners = tuple(c for c in certificates if c.kms_uri != home.kms_uri)
+        for certificate in partners:
+            keyring.add_certificate(certificate, home=False)
+        for certificate in self.vouched_for:
+            if not any(certificate.same_keys(c) for c in (*own, *partners)):
+                keyring.drop_certificate(certificate)
+        self.vouched_for = (*own, *partners)
         for key_set in key_sets:
             keyring.add_key_set(key_set)
         return keyring
+
+    def _held(self, keyring: Keyring, own: tuple[KmsCertificate, ...], at: float) -> bool:
+        """Whether a key set for the time `at` under master keys that are in force then is there."""
+        for certificate in own:
+            try:
+                certificate.check(at)
+            except MikeyError:
+                continue
+            number = certificate.periods.number(at)
+            for key_set in keyring.key_sets(self.uri):
+                if key_set.period_no == number and key_set.certificate.same_keys(certificate):
+                    return True
+        return False
