@@ -121,28 +121,59 @@ def run(
 def kms(
     listen: Annotated[str, typer.Option("--listen", help="HOST:PORT; port 0: any.")] = "127.0.0.1:8443",
     uri: Annotated[str, typer.Option("--uri", help="KmsUri of the certificate.")] = "kms.mcx.example",
-    domain: Annotated[list[str] | None, typer.Option("--domain", help="Domain it answers for; repeatable.")] = None,
+    domain: Annotated[
+        list[str] | None, typer.Option("--domain", help="Domain it answers for; repeatable. Default: the users'.")
+    ] = None,
     users: Annotated[
         Path | None, typer.Option("--users", help="JSON file: bearer token -> user URI. Readable by its owner only.")
     ] = None,
     period: Annotated[int, typer.Option("--key-period", help="UserKeyPeriod in seconds.")] = 2592000,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", help="Keep master keys (sealed), users, what was issued and an audit log in a file."),
+    ] = None,
+    key_file: Annotated[Path | None, typer.Option("--key-file", help="Key of the store; made when it is new.")] = None,
+    passphrase_file: Annotated[
+        Path | None, typer.Option("--passphrase-file", help="Or its passphrase (or MIKEY_KMS_PASSPHRASE).")
+    ] = None,
+    partner: Annotated[
+        list[Path] | None, typer.Option("--partner", help="KmsCertificate of a partner KMS to vouch for; repeatable.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", help="PEM to serve HTTPS with; default: a development certificate.")
+    ] = None,
+    private_key: Annotated[Path | None, typer.Option("--private-key", help="PEM of its key.")] = None,
+    client_authority: Annotated[
+        Path | None, typer.Option("--client-authority", help="PEM; users may prove themselves with its certificates.")
+    ] = None,
+    transport_keys: Annotated[
+        Path | None, typer.Option("--transport-keys", help="JSON of TrK and InK; answers are wrapped and signed.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, on loopback only.")] = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Run a key management server (TS 33.180 Annex D). Prints one JSON line when it is ready."""
+    """Run a key management server (TS 33.180 Annex D). Prints one JSON line when it is ready.
+
+    It names the certificate that clients are to trust ("authority"); they take it from SSL_CERT_FILE.
+    python -m mikey kms-admin looks after the store: rotation, revocation, partners, audit.
+    """
     from mcptt_sip.ops.kms import serve_kms
     from mcptt_sip.ops.programs import host_and_port, set_up_logging
+    from mikey.kms_command import KmsOptions
 
     set_up_logging(verbose)
-    if users is None:
+    if users is None and store is None:
         _stop(USAGE, "--users FILE: who may fetch keys? A JSON object of bearer token -> user URI")
     try:
-        host, port = host_and_port(listen)
-        table = json.loads(users.read_text(encoding="utf-8"))
-        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
-            raise ValueError("is not a JSON object of token -> user URI")
-    except (OSError, ValueError) as error:
-        _stop(USAGE, f"{users}: {error}")
-    asyncio.run(serve_kms(host, port, uri=uri, domains=domain or ["mcx.example"], users=table, period=period))
+        address = host_and_port(listen)
+    except ValueError as error:
+        _stop(USAGE, str(error))
+    options = KmsOptions(
+        listen=address, users=users, kms_uri=uri, domains=domain or (), period=period, store=store, key_file=key_file,
+        passphrase_file=passphrase_file, certificate=certificate, private_key=private_key,
+        client_authority=client_authority, plain=plain, transport_keys=transport_keys, partners=partner or (),
+    )  # fmt: skip
+    raise typer.Exit(_run(serve_kms(options)))
 
 
 @app.command()

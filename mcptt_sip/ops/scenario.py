@@ -280,7 +280,7 @@ class Lab:
         users = self._write("kms-users.json", json.dumps({t: u for u, t in self._tokens.items()}))
         kms = await self.start(
             "kms",
-            program("kms", "-v", "--listen", "127.0.0.1:0", "--uri", f"kms.{DOMAIN}", "--domain", DOMAIN,
+            program("kms", "-v", "--plain", "--listen", "127.0.0.1:0", "--uri", f"kms.{DOMAIN}", "--domain", DOMAIN,
                     "--users", str(users)),
         )
         self.facts["kms"] = (await kms.expect("ready"))["url"]
