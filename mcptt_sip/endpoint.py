@@ -24,7 +24,7 @@ from mcptt_sip.outgoing import Outgoing
 from mcptt_sip.resolver import Lookup, Place, Resolver, SystemLookup
 from mcptt_sip.stack import SipStack
 from mcptt_sip.trace import Direction, MessageRecord, TraceSink
-from mcptt_sip.transport import Address, Transport, TransportSettings
+from mcptt_sip.transport import Address, Receiver, Transport, TransportSettings
 from mcptt_sip.uri import SipUri
 
 __all__ = ["SipEndpoint"]
@@ -39,6 +39,7 @@ class SipEndpoint:
     :param clock: gives the time in seconds that the stack is told
     :param trace: told every message that crosses a socket
     :param lookup: the name service; the host's own resolver when ``None``, which knows no NAPTR and SRV records
+    :param sockets: makes what has the sockets, when it is first needed
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class SipEndpoint:
         trace: TraceSink | None = None,
         settings: TransportSettings | None = None,
         lookup: Lookup | None = None,
+        sockets: Callable[[Receiver, TransportSettings | None], Transport] = Transport,
     ) -> None:
         self.stack = stack
         self._on_event = on_event
@@ -57,6 +59,7 @@ class SipEndpoint:
         self._trace = trace
         self._settings = settings
         self._transport_made: Transport | None = None
+        self._sockets = sockets
         self._resolver = Resolver(
             lookup or SystemLookup(), transports=("udp", "tcp", "tls", "ws", "wss"), below=self._below
         )
@@ -65,6 +68,7 @@ class SipEndpoint:
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._closed = False
+        self._transmitted = asyncio.Event()
 
     def _below(self, limit: int) -> int:
         return int.from_bytes(self.stack.token()[:8], "big") % limit
@@ -72,7 +76,7 @@ class SipEndpoint:
     @property
     def _transport(self) -> Transport:
         if self._transport_made is None:
-            self._transport_made = Transport(self, self._settings)
+            self._transport_made = self._sockets(self, self._settings)
         return self._transport_made
 
     # --- for the application --------------------------------------------------------------------------
@@ -100,6 +104,22 @@ class SipEndpoint:
         finally:
             self._busy = False
         self._set_timer()
+        self._transmitted.set()
+
+    async def settle(self, timeout: float) -> None:
+        """Waits until no request of ours awaits its answer, or so many seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self.stack.busy_clients:
+                    self._transmitted.clear()
+                    await self._transmitted.wait()
+        except TimeoutError:
+            log.info("%d requests were never answered", self.stack.busy_clients)
+
+    async def flow_to(self, uri: str) -> Flow:
+        """A flow to where a URI leads. Raises `Unreachable`."""
+        flow, _, _ = await self._reach(SipUri.parse(uri), large=False, avoid=frozenset())
+        return flow
 
     def keep(self, flow: Flow) -> None:
         """Pings a datagram flow from now on; connections that this side opened are pinged anyway."""
@@ -160,9 +180,12 @@ class SipEndpoint:
             raise Unreachable("a message without a target")
         uri = SipUri.parse(outgoing.target)
         large = len(outgoing.octets) + 200 > self.stack.settings.mtu  # the Via is still to come
+        return await self._reach(uri, large=large and outgoing.is_request, avoid=outgoing.avoid)
+
+    async def _reach(self, uri: SipUri, *, large: bool, avoid: frozenset[object]) -> tuple[Flow, Place, bool]:
+        found = await self._resolver.places(uri, large=large)
+        places = [place for place in dict.fromkeys(found) if place not in avoid]
         tried: list[str] = []
-        found = await self._resolver.places(uri, large=large and outgoing.is_request)
-        places = [place for place in dict.fromkeys(found) if place not in outgoing.avoid]
         for number, place in enumerate(places, 1):
             try:
                 async with self._opening[place]:

@@ -26,6 +26,7 @@ from mcptt_sip.transaction import (
     Pass,
     Send,
     ServerKey,
+    State,
     TimedOut,
     TransportFailed,
     client_key,
@@ -109,6 +110,12 @@ class TransactionLayer:
     def add_listener(self, transport: str, host: str, port: int) -> None:
         """An address that peers can reach us at; stands in Via and Contact."""
         self._listeners.setdefault(transport, (host, port))
+
+    @property
+    def busy_clients(self) -> int:
+        """Client transactions that await a final response."""
+        waiting = (State.CALLING, State.TRYING, State.PROCEEDING)
+        return sum(record.machine.state in waiting for record in self._clients.values())
 
     def to_send(self) -> list[Outgoing]:
         """Messages since the last call, in order."""

@@ -316,6 +316,91 @@ def _run(program: Coroutine[Any, Any, int]) -> int:
         return PASSED
 
 
+@app.command()
+def ua(
+    listen: Annotated[
+        list[str] | None,
+        typer.Option("--listen", help="TRANSPORT:HOST:PORT (udp, tcp, tls, ws, wss); repeatable. Port 0: any."),
+    ] = None,
+    identity: Annotated[str | None, typer.Option(help="SIP URI that calls come from.")] = None,
+    register: Annotated[
+        str | None, typer.Option(help="Register this URI at its host, e.g. sip:alice@127.0.0.1:5080;transport=tcp.")
+    ] = None,
+    register_expires: Annotated[int, typer.Option(min=1, help="Seconds.")] = 3600,
+    proxy: Annotated[str | None, typer.Option(help="SIP URI that every request is sent to first.")] = None,
+    call: Annotated[str | None, typer.Option(help="Call this URI.")] = None,
+    answer_after: Annotated[float, typer.Option(min=0, help="Ring so many seconds, then answer.")] = 0.0,
+    ring: Annotated[bool, typer.Option("--ring", help="Ring, and never answer by itself.")] = False,
+    reject: Annotated[int | None, typer.Option(min=300, max=699, help="Refuse calls with this status.")] = None,
+    hangup_after: Annotated[
+        float | None, typer.Option(min=0, help="End each call so many seconds after its answer.")
+    ] = None,
+    reliable: Annotated[
+        bool, typer.Option("--100rel", help="Ring reliably (RFC 3262); require it of the callee.")
+    ] = False,
+    session_expires: Annotated[int, typer.Option(help="Session timer (RFC 4028), 90 or more; 0: none.")] = 1800,
+    auth_user: Annotated[str | None, typer.Option(help="User name of the digest.")] = None,
+    password_file: Annotated[Path | None, typer.Option(help="Password of the digest (or MCPTT_PASSWORD).")] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="Send back what is heard.")] = False,
+    play: Annotated[Path | None, typer.Option(help="Audio file to play in each call.")] = None,
+    record: Annotated[Path | None, typer.Option(help="WAV of what is heard.")] = None,
+    sdes: Annotated[bool, typer.Option("--sdes", help="SRTP with SDES keys (RFC 4568), and nothing else.")] = False,
+    late_offer: Annotated[bool, typer.Option("--late-offer", help="Call without an offer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Stop after the first call.")] = False,
+    user_agent: Annotated[str | None, typer.Option(help="User-Agent and Server header.")] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM chain of TLS listeners; made for this run when not given.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM key, if not in the same file.")] = None,
+    tls_authorities: Annotated[Path | None, typer.Option(help="PEM file: whom to trust when calling over TLS.")] = None,
+    pcap: Pcap = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Run an ordinary SIP telephone: answers, calls, registers, follows REFER, takes MESSAGE and OPTIONS.
+
+    Runs until it is told otherwise: by a signal, or "quit" on standard input ("help" lists the commands).
+    """
+    from mcptt_sip.ops.programs import set_up_logging
+    from mcptt_sip.ops.ua import TelephoneOptions, run_telephone
+
+    set_up_logging(verbose)
+    if 0 < session_expires < 90:
+        _stop(USAGE, "--session-expires: RFC 4028 allows no less than 90 seconds")
+    password = None
+    if auth_user is not None or password_file is not None:
+        password = _secret(password_file, "MCPTT_PASSWORD", "password")
+    options = TelephoneOptions(
+        listen=tuple(listen or ["udp:127.0.0.1:5060", "tcp:127.0.0.1:5060"]),
+        identity=identity,
+        register=register,
+        register_expires=register_expires,
+        proxy=proxy,
+        call=call,
+        answer_after=answer_after,
+        ring=ring,
+        reject=reject,
+        hangup_after=hangup_after,
+        reliable=reliable,
+        session_expires=session_expires,
+        auth_user=auth_user,
+        password=password,
+        echo=echo,
+        play=play,
+        record=record,
+        sdes=sdes,
+        late_offer=late_offer,
+        as_json=as_json,
+        once=once,
+        user_agent=user_agent,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        tls_authorities=tls_authorities,
+        pcap=pcap,
+    )
+    raise typer.Exit(_run(run_telephone(options)))
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,

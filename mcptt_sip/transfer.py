@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transferee's side of a transfer: a REFER is checked, the call that it asks for is made, its outcome told
+(RFC 3515, 4488, 5589, 7614, 7647). The transferor's side is `mcptt_sip.call.Call.transfer`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from mcptt_sip.call import Call
+from mcptt_sip.errors import CallFailed, ParseError, SipError
+from mcptt_sip.field_lines import HeaderItems
+from mcptt_sip.incoming import ServerRequest
+from mcptt_sip.subscription import NotifierSubscription
+from mcptt_sip.uri import SipUri
+
+__all__ = ["Referral", "accept_refer"]
+
+log = logging.getLogger(__name__)
+
+_FRAGMENT = "message/sipfrag;version=2.0"
+#: headers of a Refer-To URI that may stand in the INVITE (RFC 3261 19.1.5: the others are not to be trusted)
+_TAKEN = frozenset({"replaces", "require", "accept-contact"})
+
+
+def accept_refer(incoming: ServerRequest, *, allowed: bool, now: float) -> Referral | None:
+    """Answers a REFER; ``None`` when it was refused: 400 without one Refer-To, 416 for a target that is no SIP URI,
+    403 where the sender may not, 603 for another method than INVITE."""
+    headers = incoming.request.headers
+    try:
+        target = headers.refer_to
+    except ParseError:
+        target = None
+    if target is None:
+        incoming.respond(400, "One Refer-To is needed", now=now)
+    elif not allowed:
+        incoming.respond(403, now=now)
+    elif not isinstance(target.uri, SipUri):
+        incoming.respond(416, now=now)
+    elif (target.uri.param("method") or "INVITE") != "INVITE":
+        incoming.respond(603, now=now)
+    else:
+        subscription = None
+        quiet = (headers.get("refer-sub") or "").strip().lower().startswith("false")
+        if quiet or "nosub" in headers.require:
+            incoming.respond(200, headers=[("Refer-Sub", "false")] if quiet else [], now=now)
+        else:
+            subscription = incoming.accept_subscription(now=now)
+            subscription.notify(b"SIP/2.0 100 Trying\r\n", _FRAGMENT, now=now)
+        return Referral(incoming, target.uri, subscription)
+    return None
+
+
+class Referral:
+    """A REFER that was accepted."""
+
+    def __init__(self, incoming: ServerRequest, target: SipUri, subscription: NotifierSubscription | None) -> None:
+        self.incoming = incoming
+        self.uri = str(target.replace(headers=(), params=target.params.without("method")))
+        self.headers: list[tuple[str, object]] = [
+            (name, value) for name, value in target.headers if name.lower() in _TAKEN
+        ]
+        if (referred_by := incoming.request.headers.get("referred-by")) is not None:
+            self.headers.append(("Referred-By", referred_by))
+        self._subscription = subscription
+
+    def tell(self, status: int, reason: str, now: float) -> None:
+        """NOTIFY of what became of it so far; a final status ends the subscription."""
+        subscription = self._subscription
+        if subscription is None or subscription.terminated:
+            return
+        last = status >= 200
+        subscription.notify(
+            f"SIP/2.0 {status} {reason}\r\n".encode(), _FRAGMENT, state="terminated" if last else "active",
+            reason="noresource" if last else None, now=now,
+        )  # fmt: skip
+
+    async def follow(
+        self, dial: Callable[[str, HeaderItems], Awaitable[Call]], tell: Callable[[int, str], None]
+    ) -> Call | None:
+        """Makes the call, and returns it when it is answered."""
+        try:
+            call = await dial(self.uri, self.headers)
+            call.on_progress = lambda response: tell(response.status, response.reason)
+            await call.answered()
+        except CallFailed as error:
+            response = error.response
+            tell(*((503, "Service Unavailable") if response is None else (response.status, response.reason)))
+            return None
+        except (SipError, OSError) as error:
+            log.info("call-id=%s transfer: %s", self.incoming.request.headers.call_id, error)
+            tell(503, "Service Unavailable")
+            return None
+        tell(200, "OK")
+        return call
