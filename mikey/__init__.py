@@ -35,6 +35,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mikey.at_rest import Unlock as Unlock
     from mikey.errors import MikeyError as MikeyError
     from mikey.imessage import OpenedKey as OpenedKey
     from mikey.imessage import ReplayCache as ReplayCache
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from mikey.imessage import unseal as unseal
     from mikey.imessage import unseal_own as unseal_own
     from mikey.imessage import verify as verify
+    from mikey.key_cache import KeyCache as KeyCache
+    from mikey.key_keeper import KeyKeeper as KeyKeeper
     from mikey.keyring import Identity as Identity
     from mikey.keyring import Keyring as Keyring
     from mikey.keys import KeySet as KeySet
@@ -60,14 +63,19 @@ if TYPE_CHECKING:
     from mikey.kms import Kms as Kms
     from mikey.kms_client import KmsClient as KmsClient
     from mikey.kms_http import KmsServer as KmsServer
+    from mikey.kms_store import KmsStore as KmsStore
     from mikey.payloads import IMessage as IMessage
     from mikey.policy import LENIENT as LENIENT
     from mikey.policy import OFFLINE as OFFLINE
     from mikey.policy import STRICT as STRICT
     from mikey.policy import Policy as Policy
+    from mikey.pool import NotSealed as NotSealed
+    from mikey.pool import seal_many as seal_many
+    from mikey.pool import seal_many_async as seal_many_async
     from mikey.replay import MemoryReplayCache as MemoryReplayCache
     from mikey.replay import PairingBudget as PairingBudget
     from mikey.store import SqliteReplayCache as SqliteReplayCache
+    from mikey.tables import keep_tables as keep_tables
     from mikey.text_form import decode_text as decode_text
     from mikey.text_form import encode_text as encode_text
 
@@ -98,10 +106,18 @@ _HOME = {
     "IMessage": "payloads",
     "KmsClient": "kms_client",
     "KmsServer": "kms_http",
+    "KmsStore": "kms_store",
+    "KeyCache": "key_cache",
+    "KeyKeeper": "key_keeper",
+    "Unlock": "at_rest",
+    "keep_tables": "tables",
     "LENIENT": "policy",
     "OFFLINE": "policy",
     "STRICT": "policy",
     "Policy": "policy",
+    "NotSealed": "pool",
+    "seal_many": "pool",
+    "seal_many_async": "pool",
     "MemoryReplayCache": "replay",
     "PairingBudget": "replay",
     "SqliteReplayCache": "store",

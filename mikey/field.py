@@ -10,7 +10,9 @@ no more than 16 products here, so 6 products an addition beat the 11 of mixed Ja
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from typing import Protocol
 
 from gmpy2 import invert, mpz
 
@@ -244,37 +246,79 @@ def signed_digits(k: int) -> list[int]:
     return out
 
 
+class Shelf(Protocol):
+    """Where tables of public points are kept between runs; see `mikey.tables`."""
+
+    def load(self, name: str, length: int) -> bytes | None:
+        """The octets kept under a name, if they are whole and of this length."""
+
+    def save(self, name: str, octets: bytes) -> None:
+        """Keep octets under a name."""
+
+
+shelf: Shelf | None = None
+"""None: tables end with the process."""
+
+
 class FixedBase:
     """Multiples of one point: [d * 256**i]B for d = 1..128, about 6 MB, some 70 ms to build.
 
     Until it was asked `patience` times it multiplies without a table, so that a program that seals once does
-    not pay for a table it never uses. `build` makes the table at once.
+    not pay for a table it never uses. `build` makes the table at once. With `kept` it is taken from the shelf, and put
+    there when built: then it is read point by point as needed, which costs a few milliseconds. For public points only.
     """
 
-    def __init__(self, base: Affine, *, patience: int = 6, bits: int = 1022) -> None:
+    def __init__(self, base: Affine, *, patience: int = 6, bits: int = 1022, kept: bool = False) -> None:
         self.base = base
         self.patience = patience
-        self._rows: list[list[Affine]] | None = None
+        self._rows: list[list[Affine | None]] | None = None
+        self._octets = b""
         self._windows = min(_WINDOWS, bits // WINDOW + 1)
+        self._kept = kept
+        self._sought = False
 
     @property
     def ready(self) -> bool:
-        """Whether the table is built."""
+        """Whether the table is there."""
         return self._rows is not None
 
+    @property
+    def name(self) -> str:
+        """Of the table on the shelf: a hash over its form and its base."""
+        form = f"multiples {WINDOW} {self._windows} ".encode()
+        return hashlib.sha256(form + encode_point(self.base)).hexdigest()[:40]
+
     def asked(self) -> bool:
-        """Count one use; build when patience is over. Whether the table is there."""
+        """Count one use; fetch or build when patience is over. Whether the table is there."""
         if self._rows is None:
+            if self._fetch():
+                return True
             self.patience -= 1
             if self.patience >= 0:
                 return False
             self.build()
         return True
 
+    def _fetch(self) -> bool:
+        """Take the table from the shelf, where it is looked for once."""
+        if not self._kept or self._sought or shelf is None:
+            return False
+        self._sought = True
+        octets = shelf.load(self.name, self._windows * _HALF * 2 * L)
+        if octets is None:
+            return False
+        self.load(octets)
+        return True
+
     def build(self) -> None:
-        """Build the table now."""
-        if self._rows is not None:
+        """Have the table now: from the shelf, or built and put there."""
+        if self._rows is not None or self._fetch():
             return
+        self._build()
+        if self._kept and shelf is not None:
+            shelf.save(self.name, self.dump())
+
+    def _build(self) -> None:
         first: list[Affine] = []
         step = (self.base[0], self.base[1], mpz(1))
         chain = []
@@ -287,7 +331,7 @@ class FixedBase:
         for (x, y, _), inverse in zip(chain, inverses, strict=True):
             square = inverse * inverse % P
             first.append((x * square % P, y * square * inverse % P))
-        rows = [[b] for b in first]
+        rows: list[list[Affine]] = [[b] for b in first]
         doubled = _double_all(first)
         for row, d in zip(rows, doubled, strict=True):
             row.append(d)
@@ -304,19 +348,27 @@ class FixedBase:
                 if tops:
                     row.append(tops[i])
             known += more
-        self._rows = rows
+        self._rows = list[list[Affine | None]](rows)  # type: ignore[arg-type]
 
     def points(self, k: int) -> list[Affine]:
         """Table points that sum to [k]B, 0 <= k < q. The table must be ready."""
         assert self._rows is not None
         out: list[Affine] = []
-        for row, d in zip(self._rows, signed_digits(k), strict=False):
+        for number, (row, d) in enumerate(zip(self._rows, signed_digits(k), strict=False)):
             if d > 0:
-                out.append(row[d - 1])
+                out.append(row[d - 1] or self._point(number, d))
             elif d < 0:
-                x, y = row[-d - 1]
+                x, y = row[-d - 1] or self._point(number, -d)
                 out.append((x, P - y))
         return out
+
+    def _point(self, number: int, d: int) -> Affine:
+        """[d * 256**number]B out of the octets of the table."""
+        assert self._rows is not None
+        at = (number * _HALF + d - 1) * 2 * L
+        point = mpz.from_bytes(self._octets[at : at + L]), mpz.from_bytes(self._octets[at + L : at + 2 * L])
+        self._rows[number][d - 1] = point
+        return point
 
     def multiply(self, k: mpz) -> Point:
         """[k]B for 0 <= k < q."""
@@ -325,16 +377,18 @@ class FixedBase:
     def dump(self) -> bytes:
         """The table as flat octets, x and y of 128 octets each."""
         assert self._rows is not None
-        return b"".join(int(c).to_bytes(L, "big") for row in self._rows for point in row for c in point)
+        points = (row[d] or self._point(i, d + 1) for i, row in enumerate(self._rows) for d in range(_HALF))
+        return b"".join(int(c).to_bytes(L, "big") for point in points for c in point)
 
     def load(self, octets: bytes) -> None:
-        """Take a table from `dump`. Raises `InvalidKey` unless it begins with this base and has its
-        length."""
+        """Take a table from `dump`, point by point when needed.
+
+        Raises `InvalidKey` unless it begins with this base and has its length.
+        """
         if len(octets) != self._windows * _HALF * 2 * L or octets[: 2 * L] != encode_point(self.base)[1:]:
             raise InvalidKey("not the table of this point")
-        numbers = [mpz(int.from_bytes(octets[i : i + L], "big")) for i in range(0, len(octets), L)]
-        pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
-        self._rows = [pairs[i : i + _HALF] for i in range(0, len(pairs), _HALF)]
+        self._octets = octets
+        self._rows = [[None] * _HALF for _ in range(self._windows)]
 
 
 def _double_all(points: Sequence[Affine]) -> list[Affine]:
@@ -364,20 +418,45 @@ class TangentTable:
     A class a + bi is carried as 1 + ti, so a product of two costs one multiplication.
     """
 
-    def __init__(self, tangent: mpz, *, patience: int = 6) -> None:
+    def __init__(self, tangent: mpz, *, patience: int = 6, kept: bool = False) -> None:
         self.tangent = tangent
         self.patience = patience
-        self._rows: list[list[mpz]] | None = None
+        self._rows: list[list[mpz | None]] | None = None
+        self._octets = b""
+        self._kept = kept
+        self._sought = False
 
     @property
     def ready(self) -> bool:
-        """Whether the table is built."""
+        """Whether the table is there."""
         return self._rows is not None
 
+    @property
+    def name(self) -> str:
+        """Of the table on the shelf."""
+        form = f"powers {WINDOW} {_WINDOWS} ".encode()
+        return hashlib.sha256(form + int(self.tangent).to_bytes(L, "big")).hexdigest()[:40]
+
+    def _fetch(self) -> bool:
+        """Take the table from the shelf, where it is looked for once."""
+        if not self._kept or self._sought or shelf is None:
+            return False
+        self._sought = True
+        octets = shelf.load(self.name, _WINDOWS * _HALF * L)
+        if octets is None:
+            return False
+        self.load(octets)
+        return True
+
     def build(self) -> None:
-        """Build the table now."""
-        if self._rows is not None:
+        """Have the table now: from the shelf, or built and put there."""
+        if self._rows is not None or self._fetch():
             return
+        self._build()
+        if self._kept and shelf is not None:
+            shelf.save(self.name, self.dump())
+
+    def _build(self) -> None:
         a, b = mpz(1), self.tangent
         chain = []
         for i in range(_WINDOWS):
@@ -387,7 +466,7 @@ class TangentTable:
             chain.append((a, b))
         inverses = batch_invert([c[0] for c in chain])
         first = [b * inverse % P for (_, b), inverse in zip(chain, inverses, strict=True)]
-        rows = [[t] for t in first]
+        rows: list[list[mpz]] = [[t] for t in first]
         known = 1
         while known < _HALF:
             numerators = [row[j] + row[known - 1] for row in rows for j in range(known)]
@@ -397,22 +476,22 @@ class TangentTable:
             for i, row in enumerate(rows):
                 row.extend(new[i * known : (i + 1) * known])
             known *= 2
-        self._rows = rows
+        self._rows = list[list[mpz | None]](rows)
 
     def power(self, k: mpz) -> mpz:
         """The representative of g**k in PF_p, 0 <= k < q (RFC 6508 §2.1)."""
-        if self._rows is None:
+        if self._rows is None and not self._fetch():
             self.patience -= 1
             if self.patience >= 0:
                 return self._power_without_table(k)
             self.build()
-            assert self._rows is not None
+        assert self._rows is not None
         tangents = []
-        for row, d in zip(self._rows, signed_digits(int(k)), strict=True):
+        for number, (row, d) in enumerate(zip(self._rows, signed_digits(int(k)), strict=True)):
             if d > 0:
-                tangents.append(row[d - 1])
+                tangents.append(row[d - 1] or self._tangent(number, d))
             elif d < 0:
-                tangents.append(P - row[-d - 1])
+                tangents.append(P - (row[-d - 1] or self._tangent(number, -d)))
         level = [(1 - s * t % P, s + t) for s, t in zip(tangents[0::2], tangents[1::2], strict=False)]
         if len(tangents) % 2:
             level.append((mpz(1), tangents[-1]))
@@ -445,14 +524,23 @@ class TangentTable:
     def dump(self) -> bytes:
         """The table as flat octets of 128 each."""
         assert self._rows is not None
-        return b"".join(int(t).to_bytes(L, "big") for row in self._rows for t in row)
+        all_of_them = (row[d] or self._tangent(i, d + 1) for i, row in enumerate(self._rows) for d in range(_HALF))
+        return b"".join(int(t).to_bytes(L, "big") for t in all_of_them)
+
+    def _tangent(self, number: int, d: int) -> mpz:
+        """The tangent of g**(d * 256**number) out of the octets of the table."""
+        assert self._rows is not None
+        at = (number * _HALF + d - 1) * L
+        tangent = mpz.from_bytes(self._octets[at : at + L])
+        self._rows[number][d - 1] = tangent
+        return tangent
 
     def load(self, octets: bytes) -> None:
-        """Take a table from `dump`. Raises `InvalidKey` unless it begins with this tangent."""
+        """Take a table from `dump`, piece by piece when needed. Raises `InvalidKey` unless it is of this tangent."""
         if len(octets) != _WINDOWS * _HALF * L or octets[:L] != int(self.tangent).to_bytes(L, "big"):
             raise InvalidKey("not the table of this element")
-        numbers = [mpz(int.from_bytes(octets[i : i + L], "big")) for i in range(0, len(octets), L)]
-        self._rows = [numbers[i : i + _HALF] for i in range(0, len(numbers), _HALF)]
+        self._octets = octets
+        self._rows = [[None] * _HALF for _ in range(_WINDOWS)]
 
 
 def _multiply_complex(u: tuple[mpz, mpz], v: tuple[mpz, mpz]) -> tuple[mpz, mpz]:

@@ -36,9 +36,9 @@ from mikey.pairing import LineTable, multiple_is_infinity
 POINT_OCTETS = 1 + 2 * L
 _PARAMETER_SET_BITS = 128
 
-base_table = FixedBase(G)
+base_table = FixedBase(G, kept=True)
 """Multiples of P, one per process."""
-power_table = TangentTable(G_PAIRED)
+power_table = TangentTable(G_PAIRED, kept=True)
 """Powers of g, one per process."""
 
 MAX_PUBLIC_TABLES = 8
@@ -50,7 +50,7 @@ def public_table(z: bytes) -> FixedBase:
     """The multiples of a KMS public key Z, kept per process. Raises `InvalidKey` for octets off the curve."""
     table = _public.get(z)
     if table is None:
-        table = _public[z] = FixedBase(decode_point(z))
+        table = _public[z] = FixedBase(decode_point(z), kept=True)
         while len(_public) > MAX_PUBLIC_TABLES:
             _public.popitem(last=False)
     else:
