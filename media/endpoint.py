@@ -84,6 +84,7 @@ class MemberMedia:
     - ``talker_guk_ids(user)`` gives the GUK-IDs (4 octets each) of an MCPTT ID under the keys held.
     - ``on_event(name, details)``: ``floor-granted`` {duration}, ``floor-denied`` {cause, phrase}, ``floor-queued``
       {position}, ``floor-revoked`` {cause}, ``floor-taken`` {user}, ``floor-idle`` {}, ``floor-timeout`` {},
+      ``floor-unqueued`` {} (the server has taken the request back), ``talker-silent`` {} (T103),
       ``burst-sent`` {start, duration}, ``burst-heard`` {user, start, offset, samples, lost, late, jitter},
       ``impersonated`` {mki}, ``ssrc-refused`` {ssrc}, ``ssrc-clash`` {}, ``no-microphone`` {}, ``server-silent`` {}.
       Times are Unix seconds; ``offset`` is the index of the burst's first sample in the recording (16 kHz).
@@ -290,6 +291,11 @@ class MemberMedia:
             case floor.Idle():
                 self._reception.floor(None, now)
                 self.on_event("floor-idle", {})
+            case floor.RemovedFromQueue():
+                self.on_event("floor-unqueued", {})
+                self._decide(FloorError("the request was taken out of the queue"))
+            case floor.MediaEnded():
+                self.on_event("talker-silent", {})
             case floor.RequestTimedOut():
                 self.on_event("floor-timeout", {})
                 self.on_event("server-silent", {})
@@ -409,7 +415,9 @@ class MemberMedia:
             self.counters["malformed-rtp"] += 1
             log.debug("audio packet dropped: %s", error)
             return
-        self._reception.receive(packet, opened.mki, self._loop.time(), self._clock())
+        now = self._loop.time()
+        self._participant.media_received(now)
+        self._reception.receive(packet, opened.mki, now, self._clock())
         self._advance()
 
     def _floor_received(self, octets: bytes, source: Address) -> None:

@@ -1,8 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The floor control server of TS 24.380 6.3: arbitration of one call's floor, as a table; sans-IO.
 
-Participants are named by their MCPTT IDs. What arrives goes in by methods with ``now`` (seconds of any one
-clock); messages come out of :meth:`FloorControlServer.to_send` as (participant, message), the talker's first.
+Participants are named by their MCPTT IDs; towards each stands a machine of :mod:`media.floor_towards`. What arrives
+goes in by methods with ``now`` (seconds of any one clock); messages come out of :meth:`FloorControlServer.to_send` as
+(participant, message), the talker's first.
+
+>>> server = FloorControlServer(ssrc_of=lambda name: 1)
+>>> for number, name in enumerate(("sip:alice@x", "sip:bob@x")):
+...     server.join(name, 0.0, media_ssrc=number + 1)
+>>> _ = server.to_send()
+>>> server.receive("sip:bob@x", FloorRequest(ssrc=7), 1.0)
+>>> [(name, type(message).__name__) for name, message in server.to_send()]
+[('sip:bob@x', 'FloorGranted'), ('sip:alice@x', 'FloorTaken')]
+>>> server.holder, server.media_received("sip:alice@x", 1, 1.1), server.media_received("sip:bob@x", 2, 1.1)
+('sip:bob@x', False, True)
 """
 
 from __future__ import annotations
@@ -11,25 +22,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from media import floor_towards
 from media.floor_messages import (
-    NOT_QUEUED,
     DenyCause,
-    FloorAck,
-    FloorDeny,
     FloorGranted,
-    FloorIdle,
     FloorIndicator,
     FloorMessage,
-    FloorRelease,
     FloorRequest,
-    FloorRevoke,
-    FloorTaken,
-    QueuePositionInfo,
-    QueuePositionRequest,
+    FloorRevokeRequest,
+    QueuedFloorRequests,
+    QueuedRequestsPurpose,
     RevokeCause,
 )
+from media.floor_queue import FloorQueue
+from media.floor_towards import FloorTowards, Participant, Request
+from media.floor_wording import EVERYONE, Wording
 
 __all__ = [
+    "EVERYONE",
     "Event",
     "FloorControlServer",
     "FloorFree",
@@ -52,33 +62,43 @@ class FloorServerSettings:
     t7: float = 1.0  # Floor Idle again
     c7: int = 10
     t8: float = 1.0  # Floor Revoke again
+    t9: float = 0.0  # one whose floor was revoked is denied so long
     t20: float = 1.0  # Floor Granted again, to one from the queue
     c20: int = 3
     #: Floor Taken is sent again so often, as far apart: a listener who missed it would play nothing
     taken_repeats: int = 2
     taken_interval: float = 0.25
     queue_depth: int = 32
+    #: a request that has waited so long is taken out of the queue; None: never
+    max_wait: float | None = None
     #: a request of at least this (authorised) priority pre-empts a talker of a lower one; None: never
     preemptive_priority: int | None = None
+    #: whoever asks gets the floor from whoever talks, at once
+    audio_cut_in: bool = False
     #: in a broadcast call, the only one who may talk
     broadcaster: str | None = None
     #: media of the last talker that was under way when he released the floor
     release_grace: float = 0.2
-    acknowledged_grants: bool = False
+    #: Floor Granted, Floor Deny and Queue Position Info ask to be acknowledged; an acknowledged grant ends T20
+    acknowledged: bool = False
 
 
 class FloorState(Enum):
     """States of the general floor control operation (6.3.4)."""
 
+    START_STOP = auto()
     IDLE = auto()
     TAKEN = auto()
     PENDING_REVOKE = auto()
+    RELEASING = auto()
 
 
 class On(Enum):
     """What can happen to the floor."""
 
-    REQUEST = auto()
+    ESTABLISHED = auto()
+    REQUEST = auto()  # one that may have it while it is free
+    CUT_IN = auto()  # one who may take it from the talker at once
     RELEASE = auto()  # by the holder, or he left
     MEDIA = auto()  # the holder's
     REVOKE = auto()  # something is to be taken from the holder: the cause is set
@@ -87,9 +107,11 @@ class On(Enum):
     T3 = auto()
     T4 = auto()
     T7 = auto()
-    T8 = auto()
     T20 = auto()
     TAKEN_AGAIN = auto()
+    WAITED = auto()  # someone has waited too long
+    RELEASING = auto()
+    RELEASED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,37 +133,13 @@ class Inactive:
 Event = FloorTakenBy | FloorFree | Inactive
 
 
-@dataclass(slots=True)
-class Participant:
-    """One party of the call. ``priority`` is the highest he is authorised to use."""
-
-    name: str
-    media_ssrc: int
-    priority: int = 0
-    queueing: bool = True
-    receive_only: bool = False
-    warned_until: float = float("-inf")
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A place in the queue."""
-
-    name: str
-    priority: int
-    preemptive: bool
-    number: int
-
-    @property
-    def rank(self) -> tuple[bool, int, int]:
-        return (not self.preemptive, -self.priority, self.number)
-
-
 class FloorControlServer:
     """The floor of one call.
 
     :param ssrc_of: the server's own SSRC in floor messages towards a participant
-    :param indicator: what every message says of the call
+    :param indicator: what every message says of the call; may be changed while the call goes on
+    :param everyone_hears: messages reach all participants alike (a member arbitrates): what is meant for one names
+        him in its User ID, what all are to know is said once, to :data:`EVERYONE`
     """
 
     def __init__(
@@ -150,25 +148,23 @@ class FloorControlServer:
         *,
         ssrc_of: Callable[[str], int],
         indicator: FloorIndicator = FloorIndicator.NORMAL | FloorIndicator.QUEUEING,
-        now: float = 0.0,
+        everyone_hears: bool = False,
     ) -> None:
         self.settings = settings or FloorServerSettings()
-        self.state = FloorState.IDLE
-        self.holder: str | None = None
-        self.participants: dict[str, Participant] = {}
-        self.indicator = indicator
-        self._ssrc_of = ssrc_of
-        self._queue: list[_Waiting] = []
-        self._requests = 0
+        self.state = FloorState.START_STOP
+        self._holder: str | None = None
+        self.participants: dict[str, FloorTowards] = {}
+        self._words = Wording(
+            ssrc_of, indicator, acknowledged=self.settings.acknowledged, everyone_hears=everyone_hears
+        )
+        self._queue = FloorQueue(self.settings.queue_depth)
         self._holder_priority = 0
-        self._sequence = 0
-        self._timers: dict[On, float] = {On.T4: now + self.settings.t4}
+        self._timers: dict[On, float] = {}
         self._count: dict[On, int] = {}
         self._revoke_cause = int(RevokeCause.OTHER)
-        self._last_holder: tuple[str, float] | None = None
+        self._retry_after: dict[str, float] = {}
+        self._request: Request | None = None
         self._from_queue = False
-        self._request: tuple[Participant, int, bool] | None = None
-        self._out: list[tuple[str, FloorMessage]] = []
         self._events: list[Event] = []
 
     # --- who is there ---------------------------------------------------------------------------------
@@ -183,75 +179,103 @@ class FloorControlServer:
         queueing: bool = True,
         implicit_request: bool = False,
         receive_only: bool = False,
+        authority: bool = False,
     ) -> None:
         """A party comes in and is told at once how the floor stands (6.3.5.2)."""
         self.leave(participant, now)
-        member = Participant(participant, media_ssrc, priority, queueing, receive_only)
-        self.participants[participant] = member
-        if implicit_request and (self.state is FloorState.IDLE or queueing):
-            self._requested(member, priority, False, now)
-            if self.holder == participant:
-                return
-        self._tell(participant)
+        self._happen(On.ESTABLISHED, now)
+        member = Participant(participant, media_ssrc, priority, queueing, receive_only, authority)
+        towards = FloorTowards(member, self, t8=self.settings.t8, grace=self.settings.release_grace)
+        self.participants[participant] = towards
+        towards.happen(
+            floor_towards.On.IS_IDLE if self.holder is None else floor_towards.On.IS_TAKEN, now
+        )
+        if implicit_request and (self.holder is None or queueing):
+            towards.asks(Request(member, priority, False), now)
+
+    def leaving(self, participant: str, now: float) -> None:
+        """A party's call is being released: he is told nothing more, his floor is free (6.3.5.8)."""
+        if (towards := self.participants.get(participant)) is not None:
+            towards.happen(floor_towards.On.RELEASING, now)
+            self._forget(participant, now)
 
     def leave(self, participant: str, now: float) -> None:
         """A party is gone: his floor is free, his place in the queue too."""
-        if self.participants.pop(participant, None) is None:
-            return
-        self._unqueue(participant)
-        if self.holder == participant:
+        towards = self.participants.pop(participant, None)
+        if towards is not None:
+            towards.happen(floor_towards.On.RELEASED, now)
+            self._forget(participant, now)
+            self._retry_after.pop(participant, None)
+
+    def _forget(self, name: str, now: float) -> None:
+        self.unqueue(name, now)
+        if self.holder == name:
             self._happen(On.RELEASE, now)
+
+    def releasing(self, now: float) -> None:
+        """The whole call is being released: nobody is granted or told anything any more (6.3.4.6)."""
+        for towards in self.participants.values():
+            towards.happen(floor_towards.On.RELEASING, now)
+        self._happen(On.RELEASING, now)
+
+    def released(self, name: str, now: float) -> None:
+        """The talker has finished."""
+        if self.holder == name:
+            self.participants[name].lets_pass(now)
+            self._happen(On.RELEASE, now)
+
+    def end(self, now: float) -> None:
+        """The call is over."""
+        for name in list(self.participants):
+            self.participants.pop(name).happen(floor_towards.On.RELEASED, now)
+        self._happen(On.RELEASING, now)
+        self._happen(On.RELEASED, now)
 
     # --- what arrives ---------------------------------------------------------------------------------
 
     def receive(self, participant: str, message: FloorMessage, now: float) -> None:
         """A message of one who has joined. What a participant may not send is ignored."""
-        member = self.participants.get(participant)
-        if member is None:
+        towards = self.participants.get(participant)
+        if towards is None:
             return
+        if message.ack_requested:
+            self._words.acknowledgement(participant, message.TYPE)
+        member = towards.member
         match message:
             case FloorRequest():
                 emergency = FloorIndicator.EMERGENCY | FloorIndicator.IMMINENT_PERIL
                 urgent = bool((message.indicator or FloorIndicator(0)) & self.indicator & emergency)
-                self._requested(member, min(message.priority or 0, member.priority), urgent, now)
-            case FloorRelease():
-                self._acknowledge(participant, message)
-                if self.holder == participant:
-                    self._happen(On.RELEASE, now)
-                else:
-                    self._unqueue(participant)
-                    self._tell(participant)
-            case QueuePositionRequest():
-                self._tell_position(participant)
+                priority = min(message.priority or 0, member.priority)
+                towards.receive(message, Request(member, priority, urgent), now)
+            case FloorRevokeRequest():
+                if member.authority and self.holder == message.revoked_user:
+                    self.revoke(now, RevokeCause.BY_ANOTHER_CLIENT)
+            case QueuedFloorRequests():
+                if member.authority and message.purpose == QueuedRequestsPurpose.CANCEL_REQUEST:
+                    self._cancel(participant, message.queued_users or (), now)
             case _:
-                pass
+                towards.receive(message, None, now)
 
     def media_received(self, participant: str, ssrc: int, now: float) -> bool:
         """Whether a media packet of ``participant`` may pass; one without permission is told so (6.3.5.7)."""
-        member = self.participants.get(participant)
-        if member is None or ssrc != member.media_ssrc:
-            return False
-        if participant == self.holder:
-            self._happen(On.MEDIA, now)
-            return True
-        if self._last_holder is not None and self._last_holder[0] == participant and now <= self._last_holder[1]:
-            return True
-        if now >= member.warned_until:
-            member.warned_until = now + self.settings.t8
-            self._send_revoke(participant, RevokeCause.NO_PERMISSION)
-        return False
+        towards = self.participants.get(participant)
+        return towards is not None and ssrc == towards.member.media_ssrc and towards.media(now)
 
     def revoke(self, now: float, cause: int = RevokeCause.OTHER) -> None:
-        """Call control takes the floor from whoever holds it."""
+        """Call control, or one of authority, takes the floor from whoever holds it."""
         self._revoke_cause = int(cause)
         self._happen(On.REVOKE, now)
 
     # --- what comes of it -----------------------------------------------------------------------------
 
+    @property
+    def holder(self) -> str | None:
+        """Who has the floor."""
+        return self._holder
+
     def to_send(self) -> list[tuple[str, FloorMessage]]:
         """(participant, message) since the last call."""
-        out, self._out = self._out, []
-        return out
+        return self._words.taken()
 
     def events(self) -> list[Event]:
         """For call control, since the last call."""
@@ -260,7 +284,9 @@ class FloorControlServer:
 
     def next_timer(self) -> float | None:
         """When to call :meth:`handle_timer`."""
-        return min(self._timers.values(), default=None)
+        due = list(self._timers.values())
+        due += [at for towards in self.participants.values() if (at := towards.next_timer()) is not None]
+        return min(due, default=None)
 
     def handle_timer(self, now: float) -> None:
         """Everything that is due by ``now``."""
@@ -268,122 +294,168 @@ class FloorControlServer:
             if on in self._timers and self._timers[on] <= now:
                 del self._timers[on]
                 self._happen(on, now)
+        for towards in list(self.participants.values()):
+            towards.handle_timer(now)
 
     @property
     def queue(self) -> tuple[str, ...]:
         """Who waits, in the order in which they will get the floor."""
-        return tuple(waiting.name for waiting in self._queue)
+        return self._queue.names
+
+    @property
+    def indicator(self) -> FloorIndicator:
+        """What every message says of the call; an emergency changes it."""
+        return self._words.indicator
+
+    @indicator.setter
+    def indicator(self, indicator: FloorIndicator) -> None:
+        self._words.indicator = indicator
 
     # --- the table's driver ---------------------------------------------------------------------------
 
     def _happen(self, on: On, now: float) -> None:
         row = TABLE.get((self.state, on))
         if row is not None:
-            row(self, now)
+            self.state, action = row
+            action(self, now)
 
-    def _requested(self, member: Participant, priority: int, urgent: bool, now: float) -> None:
-        broadcaster = self.settings.broadcaster
+    # --- what the machines towards the participants ask -----------------------------------------------
+
+    def check(self, request: Request, now: float) -> DenyCause | None:
+        """Why ``request`` cannot be granted, now or later."""
+        member, broadcaster = request.member, self.settings.broadcaster
         if member.receive_only or (broadcaster is not None and member.name != broadcaster):
-            self._deny(member.name, DenyCause.RECEIVE_ONLY)
-        else:
-            self._request = (member, priority, urgent)
-            self._happen(On.REQUEST, now)
-
-    # --- actions: requests ----------------------------------------------------------------------------
-
-    def _request_when_idle(self, now: float) -> None:
-        assert self._request is not None
-        member, priority, _ = self._request
+            return DenyCause.RECEIVE_ONLY
+        if now < self._retry_after.get(member.name, now):
+            return DenyCause.RETRY_AFTER
         if len(self.participants) < 2:
-            self._deny(member.name, DenyCause.ONLY_ONE_PARTICIPANT)
-        else:
-            self._grant(member, priority, now, from_queue=False)
+            return DenyCause.ONLY_ONE_PARTICIPANT
+        return None
 
-    def _request_when_taken(self, now: float) -> None:
-        assert self._request is not None
-        member, priority, urgent = self._request
-        if member.name == self.holder:
-            self._send_granted()
+    def request(self, request: Request, now: float) -> None:
+        """Someone asks while the floor is free."""
+        self._request = request
+        self._happen(On.REQUEST, now)
+
+    def contend(self, request: Request, now: float) -> None:
+        """Someone asks while another talks (the order of checks is that of 6.3.5.4.4)."""
+        if self.settings.audio_cut_in:
+            self._request = request
+            self._happen(On.CUT_IN, now)
             return
         threshold = self.settings.preemptive_priority
-        preemptive = urgent or (threshold is not None and threshold <= priority > self._holder_priority)
-        if not (self._enqueue(member, priority, preemptive) and preemptive):
-            return
-        if self.state is FloorState.TAKEN:
-            self._revoke_cause = RevokeCause.PREEMPTED
-            self._happen(On.REVOKE, now)
+        preemptive = request.urgent or (
+            threshold is not None and threshold <= request.priority > self._holder_priority
+        )
+        if self._enqueue(request, preemptive, now) and preemptive and self.state is FloorState.TAKEN:
+            self.revoke(now, RevokeCause.PREEMPTED)
 
-    def _enqueue(self, member: Participant, priority: int, preemptive: bool) -> bool:
-        """Whether ``member`` waits now; he is told his place, or why not."""
-        already = next((waiting for waiting in self._queue if waiting.name == member.name), None)
-        if already is not None:
-            already.priority = priority
-            already.preemptive = already.preemptive or preemptive
-        elif not (member.queueing or preemptive):
-            self._deny(member.name, DenyCause.ANOTHER_HAS_PERMISSION)
-            return False
-        elif len(self._queue) >= self.settings.queue_depth:
-            self._deny(member.name, DenyCause.QUEUE_FULL)
-            return False
-        else:
-            self._requests += 1
-            self._queue.append(_Waiting(member.name, priority, preemptive, self._requests))
-        before = self.queue
-        self._queue.sort(key=lambda waiting: waiting.rank)
+    def media(self, name: str, now: float) -> None:
+        """The holder sends."""
+        if name == self.holder:
+            self._happen(On.MEDIA, now)
+
+    def acknowledged(self, name: str, message_type: int) -> None:
+        """The holder knows that he has the floor."""
+        if name == self.holder and message_type == FloorGranted.TYPE:
+            self._timers.pop(On.T20, None)
+
+    # --- the queue ------------------------------------------------------------------------------------
+
+    def _enqueue(self, request: Request, preemptive: bool, now: float) -> bool:
+        """Whether he waits now; he is told his place, or why not."""
+        member = request.member
+        if member.name not in self._queue:
+            if not (member.queueing or preemptive):
+                self.deny(member.name, DenyCause.ANOTHER_HAS_PERMISSION)
+                return False
+            if self._queue.full:
+                self.deny(member.name, DenyCause.QUEUE_FULL)
+                return False
+        moved = self._queue.put(member.name, request.priority, preemptive, now)
         if member.queueing:
-            self._tell_position(member.name)
-        for name, was in zip(self.queue, before, strict=True):
-            if name != was and name != member.name:
-                self._tell_position(name)
+            self.tell_position(member.name)
+        for name in moved:
+            self.tell_position(name)
+        self._watch_queue()
         return True
 
-    def _unqueue(self, name: str) -> None:
-        if name in self.queue:
-            behind = self.queue[self.queue.index(name) + 1 :]
-            self._queue = [waiting for waiting in self._queue if waiting.name != name]
-            for other in behind:
-                self._tell_position(other)
+    def unqueue(self, name: str, now: float) -> None:
+        """He does not wait any more; those behind him move up."""
+        for other in self._queue.remove(name):
+            self.tell_position(other)
+        self._watch_queue()
+
+    def remove_from_queue(self, name: str, now: float) -> bool:
+        """Call control, or one of authority, takes a request back; its owner is told (position 254)."""
+        if name not in self._queue:
+            return False
+        self.unqueue(name, now)
+        self.tell_position(name)
+        return True
+
+    def _cancel(self, by: str, names: tuple[str, ...], now: float) -> None:
+        """Queued Floor Requests: a result to the one who asked, a notice to each whose request is gone."""
+        gone = tuple(name for name in names if self.remove_from_queue(name, now))
+        self._words.queued_requests(by, QueuedRequestsPurpose.CANCEL_RESULT, gone)
+        for name in gone:
+            self._words.queued_requests(name, QueuedRequestsPurpose.CANCEL_NOTIFY, (name,))
+
+    def _watch_queue(self) -> None:
+        self._timers.pop(On.WAITED, None)
+        if self.settings.max_wait is not None and (oldest := self._queue.oldest) is not None:
+            self._timers[On.WAITED] = oldest + self.settings.max_wait
+
+    def _waited(self, now: float) -> None:
+        assert self.settings.max_wait is not None
+        for name in self._queue.older_than(now - self.settings.max_wait + 1e-6):
+            self.remove_from_queue(name, now)
 
     # --- actions: the floor ---------------------------------------------------------------------------
 
-    def _grant(self, member: Participant, priority: int, now: float, *, from_queue: bool) -> None:
+    def _start(self, now: float) -> None:
+        self._timers = {On.T4: now + self.settings.t4}
+
+    def _grant_request(self, now: float) -> None:
+        assert self._request is not None
+        self._grant(self._request.member.name, self._request.priority, now)
+
+    def _cut_in(self, now: float) -> None:
+        """The talker is told why, and that another talks; T3 is 0 s (11.1.3)."""
+        assert self._holder is not None and self._request is not None
+        self.participants[self._holder].revoke(RevokeCause.PREEMPTED, now)
+        self.unqueue(self._request.member.name, now)
+        self._grant(self._request.member.name, self._request.priority, now)
+
+    def _grant(self, name: str, priority: int, now: float, *, from_queue: bool = False) -> None:
         """Entering "G: Floor Taken" (6.3.4.4.2)."""
-        self.state, self.holder, self._holder_priority = FloorState.TAKEN, member.name, priority
-        self._from_queue = from_queue
-        self._last_holder = None
-        self._sequence = self._sequence + 1 & 0xFFFF
+        self._holder, self._holder_priority, self._from_queue = name, priority, from_queue
+        self._words.changed()
         self._timers = {On.T1: now + self.settings.t1}
+        self._watch_queue()
         self._count = {On.T20: 1, On.TAKEN_AGAIN: 0}
-        self._send_granted()
-        if from_queue:
+        self.participants[name].happen(floor_towards.On.GRANT, now)
+        if from_queue or self.settings.acknowledged:
             self._timers[On.T20] = now + self.settings.t20
         if self.settings.taken_repeats:
             self._timers[On.TAKEN_AGAIN] = now + self.settings.taken_interval
-        for name in self.participants:
-            if name != member.name:
-                self._tell(name)
-        self._events.append(FloorTakenBy(member.name, member.media_ssrc))
+        self._tell_others(now)
+        self._events.append(FloorTakenBy(name, self.participants[name].member.media_ssrc))
 
     def _free(self, now: float) -> None:
-        """The floor comes back: to the next in the queue, else entering "G: Floor Idle" (6.3.4.3.2)."""
-        if self.holder is not None:
-            self._last_holder = (self.holder, now + self.settings.release_grace)
-        last, self.holder = self.holder, None
-        while self._queue:
-            waiting = self._queue.pop(0)
-            member = self.participants.get(waiting.name)
-            if member is not None and len(self.participants) > 1:
+        """Entering "G: Floor Idle" (6.3.4.3.2), or the floor goes to the next in the queue."""
+        self._holder = None
+        while (waiting := self._queue.pop()) is not None:
+            if waiting.name in self.participants and len(self.participants) > 1:
                 for name in self.queue:
-                    self._tell_position(name)
-                held = self._last_holder
-                self._grant(member, waiting.priority, now, from_queue=True)
-                self._last_holder = held if last != member.name else None
+                    self.tell_position(name)
+                self.state = FloorState.TAKEN
+                self._grant(waiting.name, waiting.priority, now, from_queue=True)
                 return
-        self.state = FloorState.IDLE
-        self._sequence = self._sequence + 1 & 0xFFFF
+        self._words.changed()
         self._count = {On.T7: 1}
         self._timers = {On.T4: now + self.settings.t4, On.T7: now + self.settings.t7}
-        self._tell_all()
+        self._tell_others(now)
         self._events.append(FloorFree())
 
     def _media(self, now: float) -> None:
@@ -397,137 +469,113 @@ class FloorControlServer:
         self._begin_revoke(now)
 
     def _begin_revoke(self, now: float) -> None:
-        """Entering "G: pending Floor Revoke" (6.3.4.5.2)."""
-        assert self.holder is not None
-        self.state = FloorState.PENDING_REVOKE
+        """Entering "G: pending Floor Revoke" (6.3.4.5.2); T8 runs towards the talker."""
+        assert self._holder is not None
         self._timers = {
             On.T1: self._timers.get(On.T1, now + self.settings.t1),
             On.T3: now + self.settings.t3,
-            On.T8: now + self.settings.t8,
         }
-        self._send_revoke(self.holder, self._revoke_cause)
-
-    def _revoke_again(self, now: float) -> None:
-        assert self.holder is not None
-        self._send_revoke(self.holder, self._revoke_cause)
-        self._timers[On.T8] = now + self.settings.t8
+        self._watch_queue()
+        if self.settings.t9 and self._revoke_cause == RevokeCause.BURST_TOO_LONG:
+            self._retry_after[self._holder] = now + self.settings.t9
+        self.participants[self._holder].revoke(self._revoke_cause, now)
 
     def _granted_again(self, now: float) -> None:
+        assert self._holder is not None
         if self._count[On.T20] < self.settings.c20:
             self._count[On.T20] += 1
-            self._send_granted()
             self._timers[On.T20] = now + self.settings.t20
+            self.participants[self._holder].happen(floor_towards.On.GRANT, now)
 
     def _taken_again(self, now: float) -> None:
         if self._count[On.TAKEN_AGAIN] < self.settings.taken_repeats:
             self._count[On.TAKEN_AGAIN] += 1
             self._timers[On.TAKEN_AGAIN] = now + self.settings.taken_interval
-            for name in self.participants:
-                if name != self.holder:
-                    self._tell(name)
+            self._tell_others(now)
 
     def _idle_again(self, now: float) -> None:
         if self._count.get(On.T7, self.settings.c7) < self.settings.c7:
             self._count[On.T7] += 1
             self._timers[On.T7] = now + self.settings.t7
-            self._tell_all()
+            self._tell_others(now)
 
     def _inactive(self, _now: float) -> None:
         self._events.append(Inactive())
 
+    def _begin_end(self, _now: float) -> None:
+        self._holder = None
+        self._queue.clear()
+        self._timers.clear()
+
+    def _ended(self, _now: float) -> None:
+        self._retry_after.clear()
+
     # --- messages -------------------------------------------------------------------------------------
 
-    def _send(self, to: str, message: FloorMessage) -> None:
-        self._out.append((to, message))
+    def _tell_others(self, now: float) -> None:
+        on = floor_towards.On.IS_IDLE if self.holder is None else floor_towards.On.IS_TAKEN
+        for name, towards in list(self.participants.items()):
+            if name != self.holder:
+                towards.happen(on, now)
 
-    def _acknowledge(self, to: str, message: FloorMessage) -> None:
-        if message.ack_requested:
-            self._send(
-                to,
-                FloorAck(ssrc=self._ssrc_of(to), source=2, acknowledged=message.TYPE, indicator=self.indicator),
+    def tell(self, name: str, now: float) -> None:
+        """How the floor stands: Floor Granted with what is left of T2 (8.2.3.3), Floor Taken or Floor Idle."""
+        if self.holder is None:
+            self._words.idle(name)
+            return
+        media_ssrc = self.participants[self.holder].member.media_ssrc
+        if self.holder == name:
+            left = self._timers.get(On.T2, now + self.settings.t2) - now
+            self._words.granted(name, media_ssrc, duration=max(1, int(left)), priority=self._holder_priority)
+        else:
+            may_ask = self.settings.broadcaster is None and not self.participants[name].member.receive_only
+            self._words.taken_by(
+                name, self.holder, media_ssrc, may_ask=may_ask or self._words.everyone_hears
             )
 
-    def _send_granted(self) -> None:
-        assert self.holder is not None
-        member = self.participants[self.holder]
-        self._send(
-            member.name,
-            FloorGranted(
-                ssrc=self._ssrc_of(member.name),
-                ack_requested=self.settings.acknowledged_grants,
-                duration=max(1, int(self.settings.t2)),
-                granted_ssrc=member.media_ssrc,
-                priority=self._holder_priority,
-                indicator=self.indicator,
-            ),
-        )
+    def deny(self, name: str, cause: DenyCause) -> None:
+        """Floor Deny."""
+        self._words.denied(name, cause)
 
-    def _deny(self, to: str, cause: DenyCause) -> None:
-        phrase = cause.name.replace("_", " ").lower()
-        self._send(to, FloorDeny(ssrc=self._ssrc_of(to), reject=(int(cause), phrase), indicator=self.indicator))
+    def revoke_from(self, name: str, cause: int) -> None:
+        """Floor Revoke."""
+        self._words.revoked(name, cause)
 
-    def _send_revoke(self, to: str, cause: int) -> None:
-        self._send(to, FloorRevoke(ssrc=self._ssrc_of(to), reject=(int(cause), ""), indicator=self.indicator))
-
-    def _tell_position(self, name: str) -> None:
-        position, priority = NOT_QUEUED, 0
-        for place, waiting in enumerate(self._queue, 1):
-            if waiting.name == name:
-                position, priority = min(place, NOT_QUEUED - 1), waiting.priority
-        self._send(
-            name,
-            QueuePositionInfo(ssrc=self._ssrc_of(name), queue=(position, priority), indicator=self.indicator),
-        )
-
-    def _tell(self, name: str) -> None:
-        """How the floor stands: Floor Taken or Floor Idle with the sequence number of the last change."""
-        ssrc = self._ssrc_of(name)
-        if self.holder is None:
-            self._send(name, FloorIdle(ssrc=ssrc, sequence=self._sequence, indicator=self.indicator))
-            return
-        if self.holder == name:
-            self._send_granted()
-            return
-        may_ask = self.settings.broadcaster is None and not self.participants[name].receive_only
-        self._send(
-            name,
-            FloorTaken(
-                ssrc=ssrc,
-                granted_party=self.holder,
-                permission=int(may_ask),
-                sequence=self._sequence,
-                granted_ssrc=self.participants[self.holder].media_ssrc,
-                indicator=self.indicator,
-            ),
-        )
-
-    def _tell_all(self) -> None:
-        for name in self.participants:
-            self._tell(name)
+    def tell_position(self, name: str) -> None:
+        """Queue Position Info."""
+        self._words.position(name, self._queue.position(name))
 
 
 G, F = FloorState, FloorControlServer
 
-#: (state, event) -> action, which sets the next state: TS 24.380 6.3.4. A missing pair changes nothing.
-TABLE: dict[tuple[FloorState, On], Callable[[FloorControlServer, float], None]] = {
+#: (state, event) -> (next state, action): TS 24.380 6.3.4. A missing pair changes nothing. Where a floor that comes
+#: back goes to the next in the queue, the action says so: "G: Floor Idle" is left in the same step (6.3.4.3.2).
+TABLE: dict[tuple[FloorState, On], tuple[FloorState, Callable[[FloorControlServer, float], None]]] = {
+    (G.START_STOP, On.ESTABLISHED): (G.IDLE, F._start),
     # G: Floor Idle
-    (G.IDLE, On.REQUEST): F._request_when_idle,
-    (G.IDLE, On.T4): F._inactive,
-    (G.IDLE, On.T7): F._idle_again,
+    (G.IDLE, On.REQUEST): (G.TAKEN, F._grant_request),
+    (G.IDLE, On.T4): (G.IDLE, F._inactive),
+    (G.IDLE, On.T7): (G.IDLE, F._idle_again),
+    (G.IDLE, On.RELEASING): (G.RELEASING, F._begin_end),
     # G: Floor Taken
-    (G.TAKEN, On.REQUEST): F._request_when_taken,
-    (G.TAKEN, On.RELEASE): F._free,
-    (G.TAKEN, On.MEDIA): F._media,
-    (G.TAKEN, On.REVOKE): F._begin_revoke,
-    (G.TAKEN, On.T1): F._free,
-    (G.TAKEN, On.T2): F._talked_too_long,
-    (G.TAKEN, On.T20): F._granted_again,
-    (G.TAKEN, On.TAKEN_AGAIN): F._taken_again,
+    (G.TAKEN, On.CUT_IN): (G.TAKEN, F._cut_in),
+    (G.TAKEN, On.RELEASE): (G.IDLE, F._free),
+    (G.TAKEN, On.MEDIA): (G.TAKEN, F._media),
+    (G.TAKEN, On.REVOKE): (G.PENDING_REVOKE, F._begin_revoke),
+    (G.TAKEN, On.T1): (G.IDLE, F._free),
+    (G.TAKEN, On.T2): (G.PENDING_REVOKE, F._talked_too_long),
+    (G.TAKEN, On.T20): (G.TAKEN, F._granted_again),
+    (G.TAKEN, On.TAKEN_AGAIN): (G.TAKEN, F._taken_again),
+    (G.TAKEN, On.WAITED): (G.TAKEN, F._waited),
+    (G.TAKEN, On.RELEASING): (G.RELEASING, F._begin_end),
     # G: pending Floor Revoke
-    (G.PENDING_REVOKE, On.REQUEST): F._request_when_taken,
-    (G.PENDING_REVOKE, On.RELEASE): F._free,
-    (G.PENDING_REVOKE, On.MEDIA): F._media,
-    (G.PENDING_REVOKE, On.T1): F._free,
-    (G.PENDING_REVOKE, On.T3): F._free,
-    (G.PENDING_REVOKE, On.T8): F._revoke_again,
+    (G.PENDING_REVOKE, On.CUT_IN): (G.TAKEN, F._cut_in),
+    (G.PENDING_REVOKE, On.RELEASE): (G.IDLE, F._free),
+    (G.PENDING_REVOKE, On.MEDIA): (G.PENDING_REVOKE, F._media),
+    (G.PENDING_REVOKE, On.T1): (G.IDLE, F._free),
+    (G.PENDING_REVOKE, On.T3): (G.IDLE, F._free),
+    (G.PENDING_REVOKE, On.WAITED): (G.PENDING_REVOKE, F._waited),
+    (G.PENDING_REVOKE, On.RELEASING): (G.RELEASING, F._begin_end),
+    # Releasing, and the call's end
+    (G.RELEASING, On.RELEASED): (G.START_STOP, F._ended),
 }

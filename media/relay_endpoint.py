@@ -94,7 +94,7 @@ class GroupRelay:
         self._by_mki: dict[bytes, _FloorLeg] = {}
         now = self._loop.time()
         self._arbiter = FloorControlServer(
-            self.settings.floor, ssrc_of=lambda name: self._legs[name].ssrc, indicator=indicator, now=now
+            self.settings.floor, ssrc_of=lambda name: self._legs[name].ssrc, indicator=indicator
         )
         self._relay = Relay(self._arbiter.media_received, self.settings.relay)
         self._keepalive_due = now + self.settings.floor_keepalive if self.settings.floor_keepalive else None

@@ -11,7 +11,22 @@ import pytest
 
 from media import floor_participant as fp
 from media import floor_server as fs
-from media.floor_messages import DenyCause, FloorIndicator, FloorRequest, RevokeCause, decode
+from media.floor_messages import (
+    DenyCause,
+    FloorAck,
+    FloorGranted,
+    FloorIdle,
+    FloorIndicator,
+    FloorMessage,
+    FloorRequest,
+    FloorRevokeRequest,
+    FloorTaken,
+    QueuedFloorRequests,
+    QueuedRequestsPurpose,
+    QueuePositionInfo,
+    RevokeCause,
+    decode,
+)
 from media.floor_participant import FloorParticipant, ParticipantState
 from media.floor_server import FloorControlServer, FloorServerSettings, FloorState
 
@@ -358,7 +373,187 @@ def test_with_loss_doubles_and_disorder_never_do_two_hold_the_floor_beyond_the_g
     assert net.talkers() == ["erin"]
 
 
-def test_every_row_of_the_tables_names_a_known_state_and_event() -> None:
-    assert {state for state, _ in fp.TABLE} == set(ParticipantState)
-    assert {on for _, on in fp.TABLE} == set(fp.On)
-    assert {on for _, on in fs.TABLE} == set(fs.On)
+def test_audio_cut_in_gives_the_floor_to_whoever_asks_and_tells_the_talker_why() -> None:
+    net = Net(audio_cut_in=True)
+    net.press("alice")
+    net.run(0.1)
+    net.talk("alice")
+    net.press("bob")
+    net.run(0.05)
+    assert net.talkers() == ["bob"]
+    assert net.last("alice", fp.Revoked) == fp.Revoked(RevokeCause.PREEMPTED)
+    assert net.talk("bob") and not net.talk("alice")
+
+
+def test_one_who_was_stopped_for_talking_too_long_is_denied_until_t9_is_over() -> None:
+    net = Net(t2=1.0, t9=5.0)
+    net.press("alice")
+    net.run(0.1)
+    for _ in range(60):
+        for talker in net.talkers():
+            net.talk(talker)
+        net.run(0.02)
+    net.press("alice")
+    net.run(0.1)
+    assert getattr(net.last("alice", fp.Denied), "cause", None) == DenyCause.RETRY_AFTER
+    net.run(5.0)
+    net.press("alice")
+    net.run(0.1)
+    assert net.talkers() == ["alice"]
+
+
+def test_a_request_that_has_waited_too_long_is_taken_out_of_the_queue_and_its_owner_is_told() -> None:
+    net = Net(max_wait=2.0, t1=30.0)
+    net.press("alice")
+    net.run(0.1)
+    net.press("bob")
+    net.run(1.0)
+    net.press("carol")
+    net.run(1.2)
+    assert net.server.queue == ("carol",) and isinstance(net.heard["bob"][-1], fp.RemovedFromQueue)
+    assert net.last("carol", fp.Queued) == fp.Queued(1, 0)
+    net.run(1.0)
+    assert net.server.queue == () and net.people["carol"].state is ParticipantState.HAS_NO_PERMISSION
+
+
+def test_one_of_authority_takes_the_floor_and_requests_from_others_and_nobody_else_does() -> None:
+    net = Net(NAMES[:3], t1=30.0)
+    net.join("dave", authority=True)
+    for name in ("alice", "bob", "carol"):
+        net.press(name)
+        net.run(0.1)
+    cancel = QueuedFloorRequests(
+        ssrc=1, purpose=QueuedRequestsPurpose.CANCEL_REQUEST, queued_users=("bob", "nobody")
+    )
+    for name in ("carol", "dave"):
+        net.server.receive(name, cancel, net.now)
+        assert net.server.queue == (("bob", "carol") if name == "carol" else ("carol",))
+    sent = [(to, m) for to, m in net.server.to_send() if isinstance(m, QueuedFloorRequests)]
+    assert [(to, m.purpose, m.queued_users) for to, m in sent] == [("dave", 1, ("bob",)), ("bob", 2, ("bob",))]
+    for name in ("carol", "dave"):
+        net.server.receive(name, FloorRevokeRequest(ssrc=1, revoked_user="alice"), net.now)
+        net._collect()
+        net.run(0.1)
+        assert net.server.holder == ("alice" if name == "carol" else "carol")
+    assert net.last("alice", fp.Revoked) == fp.Revoked(RevokeCause.BY_ANOTHER_CLIENT)
+
+
+def test_an_emergency_request_pre_empts_only_in_an_emergency_call() -> None:
+    net = Net()
+    net.people["bob"].indicator = FloorIndicator.EMERGENCY
+    net.press("alice")
+    net.run(0.1)
+    net.press("bob")
+    net.run(0.2)
+    assert net.talkers() == ["alice"] and net.server.queue == ("bob",)
+    net.release("bob")
+    net.run(0.1)
+    net.server.indicator = FloorIndicator.EMERGENCY | FloorIndicator.QUEUEING
+    net.press("bob")
+    net.run(0.2)
+    assert net.talkers() == ["bob"]
+    granted = net.last("bob", fp.Granted)
+    assert isinstance(granted, fp.Granted) and granted.indicator == FloorIndicator.EMERGENCY | FloorIndicator.QUEUEING
+
+
+def messages_to(server: FloorControlServer, name: str) -> list[FloorMessage]:
+    return [message for to, message in server.to_send() if to == name]
+
+
+def test_messages_that_ask_for_it_are_acknowledged_and_an_acknowledged_grant_is_not_repeated() -> None:
+    server = FloorControlServer(FloorServerSettings(acknowledged=True), ssrc_of=lambda _name: 9)
+    for number, name in enumerate(("a", "b")):
+        server.join(name, 0.0, media_ssrc=number)
+    server.to_send()
+    client = FloorParticipant(ssrc=1)
+    client.call_established(0.0)
+    client.press(0.0)
+    (request,) = client.to_send()
+    server.receive("a", request, 0.0)
+    (granted,) = messages_to(server, "a")
+    assert isinstance(granted, FloorGranted) and granted.ack_requested
+    server.handle_timer(1.1)
+    assert [type(m) for m in messages_to(server, "a")] == [FloorGranted], "T20"
+    client.receive(granted, 1.2)
+    (ack,) = client.to_send()
+    assert ack == FloorAck(ssrc=1, source=0, acknowledged=FloorGranted.TYPE, indicator=FloorIndicator.NORMAL)
+    server.receive("a", ack, 1.3)
+    server.handle_timer(2.5)
+    assert messages_to(server, "a") == []
+    server.receive("b", FloorRequest(ssrc=2), 2.6)
+    (info,) = messages_to(server, "b")
+    assert isinstance(info, QueuePositionInfo) and info.ack_requested
+
+
+def test_a_call_answered_with_the_floor_is_one_in_which_its_caller_may_talk() -> None:
+    client = FloorParticipant(ssrc=1, implicit_request=True)
+    client.call_established(0.0, granted=True)
+    assert client.state is ParticipantState.HAS_PERMISSION and client.events() == [fp.Granted(None, None, None)]
+
+
+def test_a_talker_whom_no_word_reaches_stops_by_himself_at_the_end_of_what_he_was_granted() -> None:
+    client = FloorParticipant(ssrc=1, settings=fp.ParticipantSettings(overrun=5.0))
+    client.call_established(0.0)
+    client.press(0.0)
+    client.receive(FloorGranted(ssrc=9, duration=30), 0.1)
+    assert client.next_timer() == 35.1
+    client.handle_timer(35.1)
+    assert client.events()[-1] == fp.Revoked(RevokeCause.BURST_TOO_LONG)
+    assert client.state is ParticipantState.PENDING_RELEASE
+
+
+def test_t103_tells_that_a_talker_has_fallen_silent_and_floor_idle_stops_it() -> None:
+    client = FloorParticipant(ssrc=1)
+    client.call_established(0.0)
+    for now in (1.0, 2.0):
+        client.media_received(now)
+    assert client.next_timer() == 6.0
+    client.handle_timer(6.0)
+    assert client.events() == [fp.MediaEnded()]
+    client.media_received(7.0)
+    client.receive(FloorIdle(ssrc=9, sequence=1), 7.5)
+    assert client.next_timer() is None
+
+
+def test_a_broadcast_call_tells_its_listeners_not_to_ask() -> None:
+    client = FloorParticipant(ssrc=1)
+    client.call_established(0.0)
+    client.receive(FloorTaken(ssrc=9, granted_party="a", permission=0, sequence=1), 0.1)
+    assert not client.may_request
+    client.receive(FloorTaken(ssrc=9, granted_party="a", permission=1, sequence=2), 0.2)
+    assert client.may_request
+
+
+def test_floor_granted_tells_what_is_left_of_the_talk_limit() -> None:
+    net = Net()
+    net.press("alice")
+    net.run(0.1)
+    net.talk("alice")
+    net.run(3.5)
+    net.server.receive("alice", FloorRequest(ssrc=1), net.now)
+    (granted,) = [m for m in messages_to(net.server, "alice") if isinstance(m, FloorGranted)]
+    assert granted.duration == 26
+
+
+def test_where_everyone_hears_everything_a_message_for_one_names_him_and_one_for_all_is_said_once() -> None:
+    server = FloorControlServer(ssrc_of=lambda _name: 9, everyone_hears=True)
+    for number, name in enumerate(NAMES):
+        server.join(name, 0.0, media_ssrc=number)
+    server.to_send()
+    server.receive("bob", FloorRequest(ssrc=1), 1.0)
+    (to, granted), (all_, taken) = server.to_send()
+    assert (to, all_) == ("bob", fs.EVERYONE)
+    assert isinstance(granted, FloorGranted) and granted.user_id == "bob"
+    assert isinstance(taken, FloorTaken) and taken.granted_party == "bob" and taken.user_id is None
+
+
+def test_an_idle_floor_makes_one_who_believes_to_wait_ask_for_his_place() -> None:
+    client = FloorParticipant(ssrc=1)
+    client.call_established(0.0)
+    client.press(0.0)
+    client.receive(QueuePositionInfo(ssrc=9, queue=(1, 0)), 0.1)
+    client.to_send()
+    client.receive(FloorIdle(ssrc=9, sequence=3), 1.0)
+    assert [type(m).__name__ for m in client.to_send()] == ["QueuePositionRequest"]
+    client.receive(QueuePositionInfo(ssrc=9, queue=(254, 0)), 1.1)
+    assert client.state is ParticipantState.HAS_NO_PERMISSION
