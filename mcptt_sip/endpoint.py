@@ -184,6 +184,8 @@ class SipEndpoint:
 
     async def _reach(self, uri: SipUri, *, large: bool, avoid: frozenset[object]) -> tuple[Flow, Place, bool]:
         found = await self._resolver.places(uri, large=large)
+        if large:  # 18.1.1: what finds no connection is tried as a datagram all the same
+            found = [*found, *await self._resolver.places(uri)]
         places = [place for place in dict.fromkeys(found) if place not in avoid]
         tried: list[str] = []
         for number, place in enumerate(places, 1):
