@@ -5,6 +5,7 @@ PY := $(VENV)/bin/python
 OUT ?= demo-out
 SEED ?= 1
 CASES ?= 1000000
+MIKEY_CASES ?= 10000000
 SECONDS ?= 1800
 
 .PHONY: demo test install install-test debian lint soak fuzz clean
@@ -41,6 +42,7 @@ soak: install-test
 
 fuzz: install-test
 	$(PY) tests/fuzz.py --seed $(SEED) --cases $(CASES)
+	$(PY) tests/mikey/fuzz.py --seed $(SEED) --cases $(MIKEY_CASES)
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info

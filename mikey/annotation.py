@@ -279,7 +279,8 @@ def _extension(table: _Table) -> None:
     clause = "RFC 3830 §6.15"
     kind = table.number(1, "extension type", clause, lambda v: EXTENSIONS.get(v, str(v)))
     length = table.number(2, "extension length", clause)
-    if kind == GE_KEY_PARAMETERS and length > 35 and table.reader.octets[table.reader.at] & 0x40:
+    first = table.reader.octets[table.reader.at : table.reader.at + 1]
+    if kind == GE_KEY_PARAMETERS and length > 35 and first and first[0] & 0x40:
         clause = "TS 33.180 §E.6, §8.5.4"
         end = table.reader.at + length
         table.number(1, "message type", clause, lambda v: f"{v:02x}: protected")

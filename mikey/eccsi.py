@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gmpy2 import invert, mpz
@@ -222,6 +223,16 @@ def verify(
     octets: bytes, signature: bytes, identity: bytes, kpak: bytes, cache: SignerCache = signers
 ) -> None:
     """Raise `BadSignature` unless the 129 octets are a signature of the identity (RFC 6507 §5.2.2)."""
+    verify_one_of((octets,), signature, identity, kpak, cache)
+
+
+def verify_one_of(
+    texts: Sequence[bytes], signature: bytes, identity: bytes, kpak: bytes, cache: SignerCache = signers
+) -> int:
+    """Which of the texts the 129 octets are a signature of; the signer's point is computed once for all.
+
+    Raises `BadSignature` when it is none.
+    """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, utils
@@ -234,23 +245,28 @@ def verify(
     if not 0 < r < P or not 0 < s < ORDER:
         raise BadSignature("r or s out of range")
     h = hs(kpak, identity, pvt)
-    he = hashlib.sha256(h + r_octets + octets).digest()
-    key = cache.get(h)
+    digests = [hashlib.sha256(h + r_octets + text).digest() for text in texts]
     if r >= ORDER:  # ECDSA would refuse what ECCSI allows
-        _verify_literally(r, s, he, _point_of(kpak, pvt, h))
-        return
+        y = _point_of(kpak, pvt, h)
+        for number, he in enumerate(digests):
+            if _holds_literally(r, s, he, y):
+                return number
+        raise BadSignature("the ECCSI signature does not hold")
+    key = cache.get(h)
     known = key is not None
     if key is None:
         key = _public(_point_of(kpak, pvt, h))
-    inverse = int(invert(s, ORDER))
-    try:
-        key.verify(
-            utils.encode_dss_signature(int(r), inverse), he, ec.ECDSA(utils.Prehashed(hashes.SHA256()))
-        )
-    except InvalidSignature:
-        raise BadSignature("the ECCSI signature does not hold") from None
-    if not known:
-        cache.put(h, key)
+    encoded = utils.encode_dss_signature(int(r), int(invert(s, ORDER)))
+    algorithm = ec.ECDSA(utils.Prehashed(hashes.SHA256()))
+    for number, he in enumerate(digests):
+        try:
+            key.verify(encoded, he, algorithm)
+        except InvalidSignature:
+            continue
+        if not known:
+            cache.put(h, key)
+        return number
+    raise BadSignature("the ECCSI signature does not hold")
 
 
 def _point_of(kpak: bytes, pvt: bytes, h: bytes) -> Affine:
@@ -263,11 +279,10 @@ def _point_of(kpak: bytes, pvt: bytes, h: bytes) -> Affine:
     return y
 
 
-def _verify_literally(r: mpz, s: mpz, he: bytes, y: Affine) -> None:
+def _holds_literally(r: mpz, s: mpz, he: bytes, y: Affine) -> bool:
     """J = [s]([HE]G + [r]Y); accept iff J.x = r mod p (RFC 6507 §5.2.2)."""
     sum_point = _add(
         _multiply_literally(mpz(int.from_bytes(he, "big")), (_GX, _GY)), _multiply_literally(r, y)
     )
     point = _multiply_literally(s, sum_point)
-    if point is None or point[0] != r:
-        raise BadSignature("the ECCSI signature does not hold")
+    return point is not None and point[0] == r

@@ -66,33 +66,51 @@ NAMES = {
 class Reader:
     """Octets with a place in them; every read past the end is a `ParseError`."""
 
-    __slots__ = ("at", "octets")
+    __slots__ = ("_size", "at", "octets")
 
     def __init__(self, octets: bytes, at: int = 0) -> None:
         self.octets = octets
+        self._size = len(octets)
         self.at = at
 
     def take(self, count: int, what: str) -> bytes:
         """The next `count` octets."""
-        end = self.at + count
-        if end > len(self.octets):
-            raise ParseError(f"{what} runs past the end", self.at)
-        out = self.octets[self.at : end]
+        at = self.at
+        end = at + count
+        if end > self._size:
+            raise ParseError(f"{what} runs past the end", at)
         self.at = end
-        return out
+        return self.octets[at:end]
+
+    def octet(self, what: str) -> int:
+        """The next octet."""
+        at = self.at
+        if at >= self._size:
+            raise ParseError(f"{what} runs past the end", at)
+        self.at = at + 1
+        return self.octets[at]
 
     def number(self, count: int, what: str) -> int:
         """The next `count` octets as an unsigned integer."""
         return int.from_bytes(self.take(count, what), "big")
 
     def counted(self, count: int, what: str) -> bytes:
-        """Octets preceded by their length in `count` octets."""
-        return self.take(self.number(count, f"length of {what}"), what)
+        """Octets preceded by their length in one or two octets."""
+        at = self.at
+        start = at + count
+        if start > self._size:
+            raise ParseError(f"length of {what} runs past the end", at)
+        octets = self.octets
+        end = start + (octets[at] if count == 1 else octets[at] << 8 | octets[at + 1])
+        if end > self._size:
+            raise ParseError(f"{what} runs past the end", start)
+        self.at = end
+        return octets[start:end]
 
     @property
     def done(self) -> bool:
         """Whether everything was read."""
-        return self.at == len(self.octets)
+        return self.at == self._size
 
 
 def _length(data: bytes, octets: int, what: str) -> bytes:
@@ -122,7 +140,7 @@ class Timestamp:
 
     @classmethod
     def decode(cls, reader: Reader) -> Timestamp:
-        ts_type = reader.number(1, "TS type")
+        ts_type = reader.octet("TS type")
         if ts_type not in _TIME_OCTETS:
             raise Unsupported(f"time stamp type {ts_type}")
         return cls(ts_type, reader.take(_TIME_OCTETS[ts_type], "time stamp"))
@@ -164,7 +182,7 @@ class Idr:
 
     @classmethod
     def decode(cls, reader: Reader) -> Idr:
-        return cls(reader.number(1, "IDR role"), reader.number(1, "ID type"), reader.counted(2, "IDR"))
+        return cls(reader.octet("IDR role"), reader.octet("ID type"), reader.counted(2, "IDR"))
 
     def encode(self) -> bytes:
         return bytes((self.role, self.id_type)) + _length(self.data, 2, "IDR") + self.data
@@ -181,11 +199,11 @@ class SecurityPolicy:
 
     @classmethod
     def decode(cls, reader: Reader) -> SecurityPolicy:
-        number, prot_type = reader.number(1, "policy number"), reader.number(1, "prot type")
+        number, prot_type = reader.octet("policy number"), reader.octet("prot type")
         inner = Reader(reader.counted(2, "SP"))
         parameters = []
         while not inner.done:
-            parameters.append((inner.number(1, "SP parameter"), inner.counted(1, "SP parameter")))
+            parameters.append((inner.octet("SP parameter"), inner.counted(1, "SP parameter")))
         return cls(number, prot_type, tuple(parameters))
 
     def encode(self) -> bytes:
@@ -218,8 +236,8 @@ class SakkeData:
     @classmethod
     def decode(cls, reader: Reader) -> SakkeData:
         return cls(
-            reader.number(1, "SAKKE parameters"),
-            reader.number(1, "ID scheme"),
+            reader.octet("SAKKE parameters"),
+            reader.octet("ID scheme"),
             reader.counted(2, "SAKKE data"),
         )
 
@@ -237,7 +255,7 @@ class GeneralExtension:
 
     @classmethod
     def decode(cls, reader: Reader) -> GeneralExtension:
-        return cls(reader.number(1, "GE type"), reader.counted(2, "General Extension"))
+        return cls(reader.octet("GE type"), reader.counted(2, "General Extension"))
 
     def encode(self) -> bytes:
         return bytes((self.ge_type,)) + _length(self.data, 2, "General Extension") + self.data
@@ -277,13 +295,13 @@ def decode_opaque(code: int, reader: Reader) -> Opaque:
     """A payload that is framed here but not looked into. Raises `ParseError` when its length is not known."""
     start, name = reader.at, NAMES[code]
     if code == KEMAC:
-        reader.number(1, name)
+        reader.octet(name)
         reader.counted(2, name)
         _take_by(reader, _MAC_OCTETS, name)
     elif code == PKE:
         reader.take(reader.number(2, name) & 0x3FFF, name)
     elif code in (ID, CERT):
-        reader.number(1, name)
+        reader.octet(name)
         reader.counted(2, name)
     elif code == CHASH:
         _take_by(reader, _HASH_OCTETS, name)
@@ -292,16 +310,16 @@ def decode_opaque(code: int, reader: Reader) -> Opaque:
     elif code == ERR:
         reader.take(3, name)
     elif code == TR:
-        reader.number(1, name)
+        reader.octet(name)
         _take_by(reader, _TIME_OCTETS, name)
     elif code == RANDR:
-        reader.number(1, name)
+        reader.octet(name)
         reader.counted(1, name)
     return Opaque(code, reader.octets[start : reader.at])
 
 
 def _take_by(reader: Reader, lengths: dict[int, int], what: str) -> None:
-    kind = reader.number(1, what)
+    kind = reader.octet(what)
     if kind not in lengths:
         raise ParseError(f"{what}: the length of algorithm {kind} is not known", reader.at - 1)
     reader.take(lengths[kind], what)
@@ -346,8 +364,8 @@ class GenericId:
 
     @classmethod
     def decode(cls, reader: Reader) -> GenericId:
-        cs_id, prot_type = reader.number(1, "CS ID"), reader.number(1, "prot type")
-        flags = reader.number(1, "#P")
+        cs_id, prot_type = reader.octet("CS ID"), reader.octet("prot type")
+        flags = reader.octet("#P")
         policies = tuple(reader.take(flags & 0x7F, "policies"))
         session_data = reader.counted(2, "session data")
         if prot_type == 0 and len(session_data) not in (0, 4, 10):
@@ -381,17 +399,17 @@ class Header:
     @classmethod
     def decode(cls, reader: Reader) -> tuple[Header, int]:
         """The header and the type of the first payload."""
-        version, data_type = reader.number(1, "version"), reader.number(1, "data type")
+        version, data_type = reader.octet("version"), reader.octet("data type")
         if version != VERSION:
             raise Unsupported(f"MIKEY version {version}")
-        next_payload, flags = reader.number(1, "next payload"), reader.number(1, "PRF")
+        next_payload, flags = reader.octet("next payload"), reader.octet("PRF")
         csb_id = reader.number(4, "CSB ID")
-        count, map_type = reader.number(1, "#CS"), reader.number(1, "CS ID map type")
+        count, map_type = reader.octet("#CS"), reader.octet("CS ID map type")
         sessions: list[SrtpId | GenericId] = []
         if map_type == MAP_SRTP_ID:
             for _ in range(count):
                 sessions.append(
-                    SrtpId(reader.number(1, "policy"), reader.number(4, "SSRC"), reader.number(4, "ROC"))
+                    SrtpId(reader.octet("policy"), reader.number(4, "SSRC"), reader.number(4, "ROC"))
                 )
         elif map_type == MAP_GENERIC_ID:
             sessions.extend(GenericId.decode(reader) for _ in range(count))
@@ -431,7 +449,7 @@ def decode_chain(
         if len(payloads) >= max_payloads:
             raise TooLarge(f"more than {max_payloads} payloads")
         offsets.append(reader.at)
-        following = 0 if code == SIGN else reader.number(1, "next payload")
+        following = 0 if code == SIGN else reader.octet("next payload")
         decoder = _DECODERS.get(code)
         if decoder is not None:
             payloads.append(decoder(reader))

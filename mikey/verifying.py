@@ -231,9 +231,6 @@ def _verify_uid(
 
 
 def _check_signature(message: IMessage, uid: bytes, kpak: bytes, policy: Policy) -> None:
-    octets, signature = message.signed_octets, message.signature.value
-    try:
-        eccsi.verify(octets, signature, uid, kpak)
-    except BadSignature:
-        eccsi.verify(octets[:-2], signature, uid, kpak)  # raises unless it is the older form
+    octets = message.signed_octets
+    if eccsi.verify_one_of((octets, octets[:-2]), message.signature.value, uid, kpak):
         allow(policy, "signature_scope", "signature over the message without its SIGN header")

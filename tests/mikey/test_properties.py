@@ -315,3 +315,40 @@ def test_round_trips_of_drawn_keys(world: World, data: Any) -> None:
     sealed = world.sealed(key, management_server=True, random=random_octets, to_self=draw(st.booleans()))
     out = unseal(sealed.octets, sender_uri=ALICE, me=BOB, keyring=world.ring, now=NOW, replay=None, expect_type=kind)
     assert out.key == key
+
+
+# -- what mutation found ----------------------------------------------------------------------------------------
+
+
+def test_a_table_of_key_parameters_cut_off_at_their_length(world: World) -> None:
+    """A General Extension whose length says 36 and more, at the very end of the octets."""
+    octets = world.sealed().octets
+    for offset in read(octets).offsets:
+        for cut in range(offset, min(offset + 12, len(octets))):
+            assert b"".join(row.octets for row in annotate(octets[:cut], NOW).rows) == octets[:cut]
+
+
+def test_a_short_run_of_the_mutation_loop_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mikey import pairing
+
+    from . import fuzz
+
+    monkeypatch.setattr(pairing.LineTable, "pair", pairing.LineTable.pair)  # put back what the loop counts with
+    result = fuzz.Loop(fuzz.seeds(), "make test").run(6000)
+    assert result.findings == [] and result.cases > 5800
+    assert result.past > 0.3 * result.cases
+    assert {"parse", "bad-signature", "signed: sakke-check"} <= set(result.outcomes)
+    assert "opened" not in result.outcomes
+
+
+def test_the_mutation_loop_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that checks no signature is caught by the loop."""
+    from mikey import eccsi, pairing
+
+    from . import fuzz
+
+    monkeypatch.setattr(pairing.LineTable, "pair", pairing.LineTable.pair)
+    monkeypatch.setattr(eccsi, "verify_one_of", lambda *arguments: 0)
+    result = fuzz.Loop(fuzz.seeds(), "make test").run(300)
+    assert any("opened though changed" in what for what, _ in result.findings)
+    assert any("pairing before" in what for what, _ in result.findings)
