@@ -48,6 +48,11 @@ class KeyType(IntEnum):
         return {KeyType.GMK: (4,), KeyType.PCK: (0, 1), KeyType.MUSIK: (7,)}.get(self, (6,))
 
     @property
+    def video_cs_ids(self) -> tuple[int, ...]:
+        """CS-IDs of MCVideo (TS 33.180 §E.1.3); a private call sends with 2 (initiator) and 3 (receiver)."""
+        return {KeyType.GMK: (5,), KeyType.PCK: (2, 3), KeyType.MUSIK: (9,)}.get(self, (8,))
+
+    @property
     def default_profile(self) -> Mapping[int, int]:
         """SRTP parameters where the message states none (TS 33.180 §E.3.1, §E.4.1)."""
         return GROUP_PROFILE if self is KeyType.GMK else PRIVATE_PROFILE

@@ -85,6 +85,16 @@ def token_digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
+def holds_master_secrets(path: Path) -> bool:
+    """Whether a file is the store of a KMS, by its head; for programs that must never run beside one."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(100)
+    except OSError:
+        return False
+    return head.startswith(b"SQLite format 3\0") and head[68:72] == APPLICATION_ID.to_bytes(4, "big")
+
+
 class KmsStore:
     """A KMS on disk. `kms`, `tokens`, `users`, `revoked` and `partners` are its state as last read.
 
@@ -459,4 +469,4 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["AuditEntry", "Issued", "KmsStore", "Note", "token_digest"]
+__all__ = ["AuditEntry", "Issued", "KmsStore", "Note", "holds_master_secrets", "token_digest"]

@@ -20,7 +20,7 @@ SAKKE_INIT = 26
 """Data type of an I_MESSAGE (RFC 6509 §4.1)."""
 PRF_HMAC_SHA_256 = 1
 
-KEMAC, PKE, SIGN, T, ID, CERT, CHASH, V, SP, RAND, ERR = 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12
+KEMAC, PKE, DH, SIGN, T, ID, CERT, CHASH, V, SP, RAND, ERR = range(1, 13)
 TR, IDR, RANDR, GENERAL_EXTENSION, SAKKE = 13, 14, 15, 21, 26
 
 MAP_SRTP_ID, MAP_EMPTY, MAP_GENERIC_ID = 0, 1, 2
@@ -41,11 +41,13 @@ MAX_PAYLOADS = 64
 
 _MAC_OCTETS = {0: 0, 1: 20, 2: 32}
 _HASH_OCTETS = {0: 20, 1: 16}
+_DH_OCTETS = {0: 192, 1: 96, 2: 128}
 _TIME_OCTETS = {0: 8, 1: 8, 2: 4}
 
 NAMES = {
     KEMAC: "KEMAC",
     PKE: "PKE",
+    DH: "DH",
     SIGN: "SIGN",
     T: "T",
     ID: "ID",
@@ -300,6 +302,9 @@ def decode_opaque(code: int, reader: Reader) -> Opaque:
         _take_by(reader, _MAC_OCTETS, name)
     elif code == PKE:
         reader.take(reader.number(2, name) & 0x3FFF, name)
+    elif code == DH:
+        _take_by(reader, _DH_OCTETS, name)
+        _take_key_validity(reader, name)
     elif code in (ID, CERT):
         reader.octet(name)
         reader.counted(2, name)
@@ -316,6 +321,15 @@ def decode_opaque(code: int, reader: Reader) -> Opaque:
         reader.octet(name)
         reader.counted(1, name)
     return Opaque(code, reader.octets[start : reader.at])
+
+
+def _take_key_validity(reader: Reader, what: str) -> None:
+    """Reserved (4 bits), KV type (4 bits) and its data (RFC 3830 §6.14): none, an SPI, or an interval."""
+    kind = reader.octet(what) & 0xF
+    if kind > 2:
+        raise ParseError(f"{what}: key validity of unknown type {kind}", reader.at - 1)
+    for _ in range(kind):
+        reader.counted(1, what)
 
 
 def _take_by(reader: Reader, lengths: dict[int, int], what: str) -> None:
@@ -477,7 +491,7 @@ def encode_chain(header: Header, payloads: Iterable[Payload]) -> bytes:
 
 # -- I_MESSAGE ----------------------------------------------------------------------------------------------
 
-_NO_PLACE = (KEMAC, PKE, CERT, V, ERR)
+_NO_PLACE = (KEMAC, PKE, DH, CERT, V, ERR)
 _P = TypeVar("_P", Timestamp, Rand, SakkeData, Signature)
 
 

@@ -68,6 +68,7 @@ def seal(
     srtp_policy: Mapping[int, int] | None = None,
     cs_ids: tuple[int, ...] | None = None,
     to_self: bool = False,
+    long_key: bool = False,
 ) -> SealedMessage:
     """Seal a key for one recipient: the I_MESSAGE of TS 33.180 §E.2 to E.4, signed and encrypted.
 
@@ -75,7 +76,9 @@ def seal(
     have exactly one group id and a finite expiry, unless `management_server` says that it is an ordinary
     group's key. Identities are UIDs (roles 8, 9) or, with `hashed_ids=False` or under a KMS of RFC 6509's
     native form, URIs (roles 1, 2). `srtp_policy` and `cs_ids` default to the profile of the key type.
-    `to_self` adds the key for the sender's own other devices (RFC 6509 §2.1, SAKKE-to-self).
+    `cs_ids` of MCVideo are `key.type.video_cs_ids`. `to_self` adds the key for the sender's own other devices (RFC
+    6509 §2.1, SAKKE-to-self). `long_key` lets a key of 32 octets through, which receivers take under the switch of
+    that name only: parameter set 1 carries 16.
 
     Raises `SealRefused`, `UnknownKms`, `CertificateInvalid`, `NoKeyForPeriod`.
     """
@@ -83,7 +86,7 @@ def seal(
     if not signer.valid_from <= now < signer.valid_to:
         raise NoKeyForPeriod("the signing key set is of another period")
     to = keyring.identities(recipient, now, grace=0)[0]
-    _refuse_to_seal(key, now, management_server)
+    _refuse_to_seal(key, now, management_server, long_key)
     secret, csb_id = key.key.reveal(), key.csb_id(recipient)
     profile = srtp_policy or key.type.default_profile
     mki = key.mki(csb_id)
@@ -124,10 +127,10 @@ def seal(
     return SealedMessage(message.octets, csb_id, message.signed_digest, ntp_decode(stamp), recipient)
 
 
-def _refuse_to_seal(key: TransportKey, now: float, management_server: bool) -> None:
+def _refuse_to_seal(key: TransportKey, now: float, management_server: bool, long_key: bool) -> None:
     if len(key.rand) < 16:
         raise SealRefused("RAND must have at least 16 octets (RFC 3830 §6.11)")
-    if len(key.key) != 16:
+    if len(key.key) != 16 and not (long_key and len(key.key) == 32):
         raise SealRefused("parameter set 1 carries keys of 16 octets")
     if key.group_ids and not key.type.has_groups:
         raise SealRefused(f"a {key.type.name} has no group ids")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mikey import eccsi
 from mikey.errors import (
     BadSignature,
+    CertificateInvalid,
     Deviation,
     MikeyError,
     RecipientMismatch,
@@ -220,13 +221,19 @@ def _verify_uid(
     certificates = [c for c in keyring.certificates if kms_uri is None or c.kms_uri == kms_uri]
     if not certificates:
         raise UnknownKms(str(kms_uri))
+    failure: MikeyError | None = None
     for certificate in certificates:
-        certificate.check(at)
         try:
+            certificate.check(at)
             _check_signature(message, idr.data, certificate.pub_auth_key, policy)
-        except BadSignature:
-            continue
-        return idr.data, None
+        except CertificateInvalid as error:
+            failure = error  # another generation of the same KMS may be in force
+        except BadSignature as error:
+            failure = failure or error
+        else:
+            return idr.data, None
+    if isinstance(failure, CertificateInvalid):
+        raise failure
     raise BadSignature("the signature is not that of the UID in the message")
 
 

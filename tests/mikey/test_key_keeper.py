@@ -90,7 +90,7 @@ def periods(keeper: KeyKeeper) -> list[int]:
 
 
 @pytest.mark.network
-async def test_keys_come_back_from_disk_while_the_kms_is_down(site: Site) -> None:
+async def test_rule_27_keys_come_back_from_disk_while_the_kms_is_down(site: Site) -> None:
     first = site.keeper()
     await first.start()
     await close(first)
@@ -112,7 +112,7 @@ async def test_keys_come_back_from_disk_while_the_kms_is_down(site: Site) -> Non
 
 
 @pytest.mark.network
-async def test_the_next_periods_keys_are_fetched_ahead_and_the_past_is_dropped(site: Site) -> None:
+async def test_rule_27_the_next_periods_keys_are_fetched_ahead_and_the_past_is_dropped(site: Site) -> None:
     keeper = site.keeper()
     await keeper.start()
     assert periods(keeper) == [1542, 1543]

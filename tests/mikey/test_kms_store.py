@@ -24,7 +24,7 @@ from mikey.__main__ import main as mikey_main
 from mikey.at_rest import Unlock
 from mikey.errors import CertificateInvalid, KmsError, StoreError
 from mikey.kms_documents import encode_certificate
-from mikey.kms_store import Issued, KmsStore, Note, token_digest
+from mikey.kms_store import Issued, KmsStore, Note, holds_master_secrets, token_digest
 from mikey.tls import client_context
 
 from .conftest import ALICE, BOB, CAROL, NOW
@@ -145,6 +145,13 @@ def test_files_that_are_no_store_are_left_alone(kms: Kms, store: KmsStore, tmp_p
         with pytest.raises(StoreError):
             KmsStore(tmp_path / "other", unlock)
         assert (tmp_path / "other").read_bytes() == content
+        assert not holds_master_secrets(tmp_path / "other")
+
+
+def test_rule_27_a_store_of_master_secrets_is_told_by_its_head(store: KmsStore, tmp_path: Path) -> None:
+    store.close()
+    assert holds_master_secrets(tmp_path / "kms.db")
+    assert not holds_master_secrets(tmp_path / "kms.key") and not holds_master_secrets(tmp_path / "none")
 
 
 @pytest.mark.parametrize("statement", [

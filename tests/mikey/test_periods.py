@@ -101,7 +101,7 @@ def test_without_the_keys_of_the_period_nothing_opens(two_periods: tuple[Kms, Ke
 
 
 @pytest.mark.parametrize("ahead", [HOUR, 48 * HOUR - 2])
-def test_a_neighbours_identities_are_good_near_the_boundary(
+def test_t27_a_neighbours_identities_are_good_near_the_boundary(
     two_periods: tuple[Kms, Keyring], monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
     kms, ring = two_periods
@@ -117,7 +117,7 @@ def test_a_neighbours_identities_are_good_near_the_boundary(
 
 
 @pytest.mark.parametrize("policy_name", ["STRICT", "LENIENT", "OFFLINE"])
-def test_in_mid_period_the_keys_of_the_last_period_are_refused(
+def test_rule_9_in_mid_period_the_keys_of_the_last_period_are_refused(
     two_periods: tuple[Kms, Keyring], monkeypatch: pytest.MonkeyPatch, policy_name: str
 ) -> None:
     """Security rule 9: T in mid-period with the identities of N - 1."""

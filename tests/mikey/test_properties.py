@@ -20,6 +20,7 @@ from mikey.identity import minimal_octets, ntp_decode, ntp_encode, uid
 from mikey.key_parameters import KeyParameters
 from mikey.payloads import (
     CHASH,
+    DH,
     ID,
     RANDR,
     GeneralExtension,
@@ -75,6 +76,9 @@ payload: st.SearchStrategy[Payload] = st.one_of(
     st.just(Opaque(ID, b"\x01\x00\x03abc")),
     st.just(Opaque(CHASH, b"\x01" + bytes(16))),
     st.just(Opaque(RANDR, b"\x02\x04abcd")),
+    st.just(Opaque(DH, b"\x00" + bytes(192) + b"\x00")),
+    st.just(Opaque(DH, b"\x01" + bytes(96) + b"\x01\x03spi")),
+    st.just(Opaque(DH, b"\x02" + bytes(128) + b"\x02\x01f\x02to")),
 )
 signature = st.builds(Signature, st.integers(0, 15), st.binary(max_size=300))
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from mikey import (
     derive,
     eccsi,
     guk_id,
+    identity,
     sakke,
     sealing,
     unseal,
@@ -35,6 +38,7 @@ from mikey.errors import (
     MikeyError,
     Replayed,
     SealRefused,
+    StaleTimestamp,
     Unsupported,
 )
 from mikey.field import Q, decode_point, encode_point
@@ -169,6 +173,54 @@ def test_t19_an_ssk_written_with_extra_zeros_or_fewer_digits_is_a_number(world: 
     assert decode_key_set(element).ssk == key_set.ssk
 
 
+def test_t4_a_power_of_g_is_not_a_power_of_its_representative() -> None:
+    """g^r is the class of (1 + gi)^r, divided out at the end; pow(g, r, p) is another number."""
+    from gmpy2 import invert, powmod
+
+    from mikey.field import G_PAIRED, P
+
+    for k in (mpz(1), mpz(2), mpz(3), mpz(77), Q - 2):
+        a, b = mpz(1), mpz(0)
+        for bit in bin(int(k))[2:]:
+            a, b = (a * a - b * b) % P, 2 * a * b % P
+            if bit == "1":
+                a, b = (a - b * G_PAIRED) % P, (b + a * G_PAIRED) % P
+        literal = b * invert(a, P) % P
+        assert sakke.power_table.power(k) == literal
+        assert (literal == powmod(G_PAIRED, k, P)) == (k == 1)
+
+
+def test_t6_r_between_the_two_moduli_is_decided_by_the_literal_equation(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n <= r < p happens once in 2**128, so the order is said to be r itself: the rare way must decide alike."""
+    key_set = world.ring.key_set_for(ALICE, NOW)
+    kpak, point = key_set.certificate.pub_auth_key, eccsi._base_multiply(mpz(int(key_set.ssk.reveal().hex(), 16)))
+    good = b""
+    while not good[32:64] or good[32:64] >= good[:32]:  # s is below the order still
+        good = key_set.sign(b"octets")
+    literally: list[bool] = []
+    whole = eccsi._holds_literally
+
+    def counted(*arguments: Any) -> bool:
+        literally.append(whole(*arguments))
+        return literally[-1]
+
+    monkeypatch.setattr(eccsi, "_holds_literally", counted)
+    monkeypatch.setattr(eccsi, "_point_of", lambda *arguments: point)
+    monkeypatch.setattr(eccsi, "ORDER", mpz(int.from_bytes(good[:32], "big")))
+    eccsi.verify(b"octets", good, key_set.uid, kpak)
+    with pytest.raises(BadSignature):
+        eccsi.verify(b"other octets", good, key_set.uid, kpak)
+    assert literally == [True, False]
+
+
+def test_t6_the_octets_depend_on_the_recipient(world: World) -> None:
+    z = world.kms.certificate.pub_enc_key
+    seds = {sakke.encapsulate(bytes(16), world.ring.key_set_for(uri, NOW).uid, z) for uri in (ALICE, BOB)}
+    assert len(seds) == 2
+
+
 # -- identities -----------------------------------------------------------------------------------------------
 
 
@@ -189,6 +241,19 @@ def test_t28_a_kms_uri_spelled_otherwise_is_another_kms() -> None:
     spelled = {uid(ALICE, k, 1, 0, 0) for k in ("kms.example.org", "KMS.example.org", "https://kms.example.org",
                                                 "kms.example.org:443", "kms.example.org.")}  # fmt: skip
     assert len(spelled) == 5
+
+
+def test_t8_unix_time_or_another_octet_order_in_the_stamp_is_refused(world: World) -> None:
+    octets = csk(world)
+    at = octets.index(identity.ntp_encode(NOW)[:4])
+    seconds = int(NOW)
+    for stamp in (seconds.to_bytes(8, "little"), seconds.to_bytes(8, "big"), seconds.to_bytes(4, "big") + bytes(4)):
+        with pytest.raises(StaleTimestamp):
+            opened(world, resigned(world, octets[:at] + stamp + octets[at + 8 :]))
+
+
+def test_t17_the_identifier_scheme_on_the_wire_is_two(world: World) -> None:
+    assert IMessage.decode(csk(world)).sakke.scheme == 2 == identity.SCHEME_3GPP
 
 
 # -- points and groups ----------------------------------------------------------------------------------------
@@ -213,6 +278,20 @@ def test_t21_points_that_are_none_give_the_uniform_error(world: World, point: by
     receiver = world.ring.key_set_for(BOB, NOW).receiver_key
     with pytest.raises(DecapsulationFailed, match=r"^SAKKE: no key$"):
         sakke.decapsulate(sed_with(point), receiver)
+
+
+def test_t20_compressed_points_are_not_spoken(world: World) -> None:
+    """The 02.. values in the tables of TS 33.180 are place holders: SAKKE and ECCSI points begin with 04."""
+    receiver = world.ring.key_set_for(BOB, NOW).receiver_key
+    x = decode_point(world.kms.certificate.pub_enc_key)[0]
+    for prefix in (2, 3, 6, 7):
+        compressed = bytes((prefix,)) + int(x).to_bytes(128, "big")
+        with pytest.raises(InvalidKey):
+            decode_point(compressed)
+        with pytest.raises(DecapsulationFailed):
+            sakke.decapsulate(compressed + bytes(16), receiver)
+        with pytest.raises(InvalidKey):
+            eccsi.validate_kpak(bytes((prefix,)) + world.kms.certificate.pub_auth_key[1:33])
 
 
 def test_t21_a_point_outside_the_subgroup_is_caught_by_the_test(world: World) -> None:
@@ -286,6 +365,31 @@ def test_t22_a_pvt_that_cancels_kpak_is_refused(world: World, monkeypatch: pytes
 def test_t23_no_two_signatures_share_their_nonce(world: World) -> None:
     key_set = world.ring.key_set_for(ALICE, NOW)
     assert len({key_set.sign(b"the same octets")[:32] for _ in range(50)}) == 50
+
+
+def test_t24_inversions_are_blinded_and_the_blind_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is inverted is never the secret itself, and differs from run to run."""
+    import gmpy2
+
+    inverted: list[int] = []
+
+    def noted(value: Any, modulus: Any) -> Any:
+        inverted.append(int(value))
+        return gmpy2.invert(value, modulus)
+
+    key_set = world.ring.key_set_for(ALICE, NOW)
+    h = eccsi.hs(key_set.certificate.pub_auth_key, key_set.uid, key_set.pvt)
+    monkeypatch.setattr(eccsi, "invert", noted)
+    signatures = {eccsi.sign(b"octets", key_set.ssk.reveal(), h, key_set.pvt, j=12345) for _ in range(4)}
+    # the first product of each is by OpenSSL, so all inversions seen are those of d
+    assert len(signatures) == 1 and len(set(inverted)) == 4
+    inverted.clear()
+    monkeypatch.setattr(sakke, "invert", noted)
+    master = mpz(7) ** 100 % Q
+    keys = {sakke.issue(master, key_set.uid, mpz(blind)) for blind in (1, 3, 2**1000 + 1)}
+    assert len(keys) == 1 and len(set(inverted)) == 3
 
 
 def test_keys_that_do_not_satisfy_their_equations_are_refused(world: World) -> None:
@@ -405,6 +509,41 @@ def test_t29_keys_ids_and_rands_are_fresh() -> None:
     assert len({k.key.reveal() for k in keys}) == len({k.rand for k in keys}) == len({k.key_id for k in keys}) == 50
     with pytest.raises(MikeyError):
         TransportKey.generate(KeyType.GMK, random=lambda n: bytes(n), exclude_ids=frozenset({0}))
+
+
+def test_t30_a_long_key_is_sealed_and_opened_only_where_both_ends_say_so(world: World) -> None:
+    """Parameter set 1 has 112 bits of strength whatever the key's length: no profile asks for 256 by default."""
+    for kind in (KeyType.PCK, KeyType.GMK):
+        key = TransportKey.generate(kind, size=32, expiry=int(NOW) + 60)
+        with pytest.raises(SealRefused, match="16 octets"):
+            world.sealed(key, management_server=True)
+        octets = world.sealed(key, management_server=True, long_key=True).octets
+        with pytest.raises(DecapsulationFailed):
+            opened(world, octets)
+        out = opened(world, octets, LENIENT)
+        assert out.key.same_key(key) and out.parameters_sealed and len(out.key.key) == 32
+    with pytest.raises(SealRefused):
+        world.sealed(TransportKey(KeyType.CSK, Secret(bytes(24)), 0x20000001, bytes(16)), long_key=True)
+
+
+def test_every_trap_has_a_test_that_names_it() -> None:
+    folder = Path(__file__).parent
+    names = re.findall(r"def test_t(\d+)_", "".join(f.read_text() for f in folder.glob("test_*.py")))
+    assert {int(n) for n in names} == set(range(1, 31))
+
+
+def test_every_rule_of_this_package_has_a_test_that_plays_the_attack() -> None:
+    folder = Path(__file__).parent
+    names = re.findall(r"def test_rule_(\d+)_", "".join(f.read_text() for f in folder.glob("test_*.py")))
+    assert {int(n) for n in names} >= {4, 7, 8, 9, 17, 26, 27}
+
+
+def test_mcvideo_has_crypto_sessions_of_its_own(world: World) -> None:
+    for kind in KeyType:
+        assert not set(kind.video_cs_ids) & set(kind.default_cs_ids)
+    key = world.tgmk()
+    octets = world.sealed(key, cs_ids=key.type.video_cs_ids).octets
+    assert [s.cs_id for s in opened(world, octets).message.header.sessions] == [5]
 
 
 def test_two_messages_of_one_instant_have_distinct_stamps(world: World) -> None:
