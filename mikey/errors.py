@@ -108,6 +108,12 @@ class ReplayStateLost(MikeyError):
     reason = "replay-state-lost"
 
 
+class Superseded(MikeyError):
+    """A newer key message of the same signer for the same group was accepted; this one was held back (rule 14)."""
+
+    reason = "superseded"
+
+
 class UnknownKms(MikeyError):
     """The message names a KMS whose certificate is not held, or none is held for this user's domain."""
 

@@ -16,15 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from mikey.errors import Replayed, ReplayStateLost, StoreError
+from mikey.errors import Replayed, ReplayStateLost, StoreError, Superseded
 from mikey.imessage import OpenedKey
+from mikey.replay import line_of
 
 APPLICATION_ID = 0x4D4B5243  # "MKRC"
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE accepted (digest BLOB PRIMARY KEY NOT NULL, timestamp REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX accepted_by_time ON accepted (timestamp);
+CREATE TABLE newest (line BLOB PRIMARY KEY NOT NULL, timestamp REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE state (floor REAL NOT NULL);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {_VERSION};
@@ -170,7 +172,8 @@ class SqliteReplayCache:
     def record(self, opened: OpenedKey, now: float) -> None:
         """Remember an accepted message; it is on disk on return.
 
-        Raises `Replayed` when another thread or process was faster, `ReplayStateLost` when the floor has passed the
+        Raises `Replayed` when another thread or process was faster, `Superseded` when a newer message of the same
+        signer for the same temporary group was accepted before, `ReplayStateLost` when the floor has passed the
         message since it was checked, `StoreError` when it cannot be written: in each case nothing is remembered and
         the key must not be used. What the companion raises is passed on.
         """
@@ -192,6 +195,11 @@ class SqliteReplayCache:
 
     def _record(self, opened: OpenedKey, now: float) -> list[bytes]:
         self._check(opened.signed_digest, opened.timestamp)
+        if (line := line_of(opened)) is not None:
+            found = self._connection.execute("SELECT timestamp FROM newest WHERE line = ?", (line,)).fetchone()
+            if found is not None and opened.timestamp <= found[0]:
+                raise Superseded("a newer key of this group was accepted before")
+            self._connection.execute("INSERT OR REPLACE INTO newest VALUES (?, ?)", (line, opened.timestamp))
         self._connection.execute("INSERT INTO accepted VALUES (?, ?)", (opened.signed_digest, opened.timestamp))
         (held,) = self._connection.execute("SELECT count(*) FROM accepted").fetchone()
         (old,) = self._connection.execute(
@@ -205,6 +213,8 @@ class SqliteReplayCache:
             dropped = [digest for digest, _ in oldest]
             self._connection.executemany("DELETE FROM accepted WHERE digest = ?", [(d,) for d in dropped])
             self._connection.execute("UPDATE state SET floor = max(floor, ?)", (oldest[-1][1],))
+            # what the floor refuses needs no other reason
+            self._connection.execute("DELETE FROM newest WHERE timestamp <= (SELECT floor FROM state)")
         if self._companion is not None:
             self._companion(self._connection, opened)
         return dropped

@@ -59,6 +59,8 @@ class GroupKeys:
         #: GMK-IDs of keys that are over (revoked, retired, expired): known, so that none comes back
         self._ended: set[int] = set()
         self._sending: int | None = None
+        #: T of the newest key that was revoked: what it was to replace is not gone back to
+        self._revoked = float("-inf")
 
     def install(self, key: TransportKey, timestamp: float, now: float) -> HeldKey:
         """Holds ``key``, whose I_MESSAGE carried T = ``timestamp``, from now on.
@@ -84,7 +86,11 @@ class GroupKeys:
         return held
 
     def revoke(self, key: TransportKey, timestamp: float) -> None:
-        """The signer withdraws a held key: same GMK-ID, same octets, newer T. For good."""
+        """The signer withdraws a held key: same GMK-ID, same octets, newer T. For good.
+
+        Nothing is sent until there is a newer key, also when this one was not in force yet: the one before may be in
+        the hands of somebody who was removed, which is why this one was made.
+        """
         held = self._held.get(key.key_id)
         if held is None:
             raise KeyConflict(f"GMK-ID {key.key_id:08x} is not held")
@@ -92,6 +98,7 @@ class GroupKeys:
             raise KeyConflict(f"the revocation of GMK-ID {key.key_id:08x} does not carry the held key")
         if timestamp <= self.last_timestamp:
             raise StaleKey(f"T {timestamp} is not newer than {self.last_timestamp}")
+        self._revoked = max(self._revoked, held.timestamp)
         self._end(key.key_id)
         self.last_timestamp = timestamp
 
@@ -103,7 +110,10 @@ class GroupKeys:
 
         Switching to a newer key starts the retirement of the one before.
         """
-        usable = [h for h in self._held.values() if h.send_from <= now < h.expires and h.retires is None]
+        usable = [
+            h for h in self._held.values()
+            if h.send_from <= now < h.expires and h.retires is None and h.timestamp > self._revoked
+        ]
         if not usable:
             return None
         best = max(usable, key=lambda h: h.timestamp)

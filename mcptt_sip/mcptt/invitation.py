@@ -72,7 +72,11 @@ def read_invitation(client: McpttClient, session: InviteSession) -> Invitation:
 def open_group_key(
     client: McpttClient, octets: bytes, signer: str, group: str, *, update: bool = False
 ) -> OpenedKey:
-    """Opens an I_MESSAGE from ``signer`` for ``group``; for a call one is in, updates and revocations too."""
+    """Opens an I_MESSAGE from ``signer`` for ``group``; for a call one is in, a revocation too.
+
+    The key may become active only later: who is added after a change of keys gets the newest, and by a clock that is
+    slow every key is of tomorrow. When it may be sent under is :meth:`.GroupKeys.install`'s business.
+    """
     opened = unseal(
         i_message(octets),
         sender_uri=signer,
@@ -82,7 +86,7 @@ def open_group_key(
         replay=client.replay,
         expect_type=KeyType.GMK,
         expect_group=group,
-        allow_pending=update,
+        allow_pending=True,
         allow_revoked=update,
     )
     if not opened.srtp_policy_stated or dict(opened.srtp_policy) != GROUP_PROFILE:

@@ -189,6 +189,26 @@ def test_a_revoked_key_is_over_for_good(users: Users) -> None:
         held.install(opened.key, revocation.timestamp + 1, NOW + 2)
 
 
+def test_who_revokes_a_key_that_is_not_in_force_yet_does_not_bring_the_one_before_back(users: Users) -> None:
+    d = users.distribution(activation_delay=2.0)
+    d.name(BOB)
+    d.new_key(NOW)
+    one = users.open(d.seal_to(BOB, NOW).octets, BOB)
+    held = GroupKeys(GROUP, ALICE)
+    held.install(one.key, one.timestamp, NOW)
+    assert held.sending(NOW + 1) is not None
+    d.new_key(NOW + 10)  # because somebody was removed, who has the first one
+    two = users.open(d.seal_to(BOB, NOW + 10).octets, BOB, NOW + 10)
+    held.install(two.key, two.timestamp, NOW + 10)
+    revocation = users.open(d.seal_revocation(BOB, NOW + 11).octets, BOB, NOW + 11)
+    held.revoke(revocation.key, revocation.timestamp)
+    assert held.sending(NOW + 11) is None and held.sending(NOW + 20) is None
+    d.new_key(NOW + 30)
+    three = users.open(d.seal_to(BOB, NOW + 30).octets, BOB, NOW + 30)
+    held.install(three.key, three.timestamp, NOW + 30)
+    assert held.sending(NOW + 33) is not None
+
+
 def test_a_key_ends_with_its_expiry(users: Users) -> None:
     d = users.distribution(lifetime=100.0)
     d.name(BOB)

@@ -44,6 +44,7 @@ from mikey.errors import (
     ReplayStateLost,
     SenderMismatch,
     StaleTimestamp,
+    Superseded,
     UnknownKms,
     WrongKeyType,
     WrongProfile,
@@ -287,6 +288,15 @@ def test_rule_7_the_cache_is_bounded_and_forgets_nothing_silently(world: World) 
     for number, m in enumerate(messages):
         with pytest.raises(ReplayStateLost if number < 2 else Replayed):
             opened(world, m.octets, replay=cache)
+
+
+def test_rule_14_a_message_held_back_does_not_bring_an_old_key_into_use_again(world: World) -> None:
+    cache, first, second = MemoryReplayCache(), world.sealed(), world.sealed(now=NOW + 1)
+    opened(world, second.octets, replay=cache, now=NOW + 1)
+    cache.forget_keys(GROUP)
+    with pytest.raises(Superseded):
+        opened(world, first.octets, replay=cache, now=NOW + 1)
+    opened(world, world.sealed(now=NOW + 2).octets, replay=cache, now=NOW + 2)
 
 
 def test_rule_7_what_fails_late_is_not_recorded(world: World) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mikey import KeyType, MemoryReplayCache, OpenedKey, ReplayCache, SealedMessage, SqliteReplayCache, unseal
-from mikey.errors import BadSignature, MikeyError, Replayed, ReplayStateLost, StoreError
+from mikey.errors import BadSignature, MikeyError, Replayed, ReplayStateLost, StoreError, Superseded
 
 from .conftest import ALICE, BOB, GROUP, NOW, World
 
@@ -46,7 +46,34 @@ def some(world: World) -> OpenedKey:
 
 
 def entry(some: OpenedKey, number: int, timestamp: float = NOW) -> OpenedKey:
-    return dataclasses.replace(some, signed_digest=number.to_bytes(32, "big"), timestamp=timestamp)
+    """Each of a group of its own: within one group T goes up."""
+    key = dataclasses.replace(some.key, group_ids=(f"sip:group-{number}@example.org",))
+    return dataclasses.replace(some, key=key, signed_digest=number.to_bytes(32, "big"), timestamp=timestamp)
+
+
+def test_a_message_held_back_is_refused_once_a_newer_one_of_its_group_was_accepted(
+    world: World, path: Path, cache: SqliteReplayCache
+) -> None:
+    old, older = world.sealed(), world.sealed(now=NOW - 1)
+    opened(world, world.sealed(now=NOW + 1), cache, NOW + 1)
+    for _ in range(2):  # asked again, the answer is the same
+        with pytest.raises(Superseded):
+            opened(world, old, cache, NOW + 1)
+    assert len(cache) == 1
+    cache.close()
+    with SqliteReplayCache(path, now=NOW + 2) as again:
+        with pytest.raises(Superseded):
+            opened(world, older, again, NOW + 2)
+        opened(world, world.sealed(now=NOW + 2), again, NOW + 2)
+
+
+def test_the_order_of_one_group_is_nobody_elses_business(some: OpenedKey, cache: SqliteReplayCache) -> None:
+    newer = entry(some, 1, NOW)
+    cache.record(newer, NOW)
+    cache.record(entry(some, 2, NOW - 1), NOW)
+    another = dataclasses.replace(newer, sender_uri=BOB, signed_digest=bytes(31) + b"\x03", timestamp=NOW - 1)
+    cache.record(another, NOW)
+    assert len(cache) == 3
 
 
 def test_a_message_opens_once_and_the_hit_tells_what_to_acknowledge(world: World, cache: SqliteReplayCache) -> None:
@@ -84,7 +111,7 @@ def test_a_second_signature_over_the_same_octets_is_a_replay(world: World, cache
 
 
 def test_a_restart_forgets_keys_but_no_message(world: World, path: Path, cache: SqliteReplayCache) -> None:
-    message, later = world.sealed(), world.sealed()
+    message, later = world.sealed(), world.sealed(now=NOW + 1)
     opened(world, message, cache)
     cache.close()
     with SqliteReplayCache(path, now=NOW + 1) as again:
