@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mcptt_sip.mcptt.call import InitiatedRegroup, Regroup
+from mcptt_sip.mcptt.call import Regroup
 from mcptt_sip.mcptt.client import McpttClient
+from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from media.srtp import SrtpKey
 from mikey import TransportKey
 

@@ -22,14 +22,11 @@ from typing import Any
 from mcptt_sip.auth import DigestCredentials
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.endpoint import SipEndpoint
-from mcptt_sip.errors import RegistrationFailed, SipError
+from mcptt_sip.errors import SipError
 from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.mcptt import documents
-from mcptt_sip.mcptt.call import (
-    CallSettings,
-    InitiatedRegroup,
-    Regroup,
-)
+from mcptt_sip.mcptt.call import CallSettings, Regroup
+from mcptt_sip.mcptt.callerrors import RegroupFailed
 from mcptt_sip.mcptt.contents import (
     CLIENT_HEADERS,
     FEATURE_TAGS,
@@ -40,14 +37,18 @@ from mcptt_sip.mcptt.contents import (
     warning_header,
     warning_of,
 )
+from mcptt_sip.mcptt.directing import DirectedRegroup
 from mcptt_sip.mcptt.distribution import DistributionSettings, KeyDistribution
 from mcptt_sip.mcptt.documents import McpttInfo
+from mcptt_sip.mcptt.initiated import DeputyRegroup, InitiatedRegroup
 from mcptt_sip.mcptt.invitation import Invitation, read_invitation
+from mcptt_sip.mcptt.journal import GroupRecord, Journal, NoJournal
 from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MIKEY, GroupTerms
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.policy import warning_text
+from mcptt_sip.mcptt.registration import Registration
 from mcptt_sip.message import Request, Response
-from mcptt_sip.outgoing import ClientRequest, RequestFailed, ResponseReceived
+from mcptt_sip.outgoing import Cause, ClientRequest, RequestFailed, ResponseReceived
 from mcptt_sip.session import (
     Answered,
     Ended,
@@ -80,6 +81,8 @@ class ClientSettings:
     host: str = "127.0.0.1"  # local address of media
     expires: int = 600
     acknowledgement: str = "required"
+    #: who may update and revoke keys, add and remove users, when this user is lost in a call that he initiated
+    deputies: tuple[str, ...] = ()
     call: CallSettings = CallSettings()
     distribution: DistributionSettings = DistributionSettings()
     agent: TransportSettings = TransportSettings()
@@ -109,6 +112,8 @@ class McpttClient:
     :param replay: remembers accepted I_MESSAGEs, in one transaction with their keys
     :param on_event: told everything that happens, as (name, details); must not block
     :param media_trace: told every media and floor datagram, see :class:`media.endpoint.MemberMedia`
+    :param journal: ``journal(group)`` gives the journal of a group that this client initiates; without it a crash ends
+        this client's part in the calls that it initiated
     :param key_observer: told every group key that is installed, as (group, key); for tests and captures only
     """
 
@@ -129,6 +134,7 @@ class McpttClient:
         on_event: EventSink | None = None,
         media_trace: MediaTrace | None = None,
         key_observer: KeyObserver | None = None,
+        journal: Callable[[str], Journal] | None = None,
     ) -> None:
         self.uri = uri
         self.settings = settings
@@ -146,6 +152,7 @@ class McpttClient:
         self._sink = on_event
         self._media_trace = media_trace
         self.key_observer = key_observer
+        self._journal: Callable[[str], Journal] = journal if journal is not None else lambda _group: NoJournal()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._credentials = DigestCredentials(settings.username, settings.password)
         params = tuple(item.partition("=")[::2] for item in FEATURE_TAGS.split(";"))
@@ -159,7 +166,7 @@ class McpttClient:
         )
         self.stack = stack
         self._agent = SipEndpoint(stack, on_event=self._on_event, clock=clock, trace=trace, settings=settings.agent)
-        self._renewal: asyncio.Task[None] | None = None
+        self.registration = Registration(self)
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -181,61 +188,20 @@ class McpttClient:
         try:
             for transport, host, port in self.settings.listen:
                 self.addresses.append((transport, *await self._agent.listen(transport, host, port)))
-            await self._register(self.settings.expires)
+            await self.registration.begin()
         except BaseException:
             await self._agent.close()
             raise
-        self._renewal = asyncio.ensure_future(self._keep_registered())
 
     async def aclose(self) -> None:
         """Leaves every call, unregisters, lets go of sockets."""
-        if self._renewal is not None:
-            self._renewal.cancel()
+        self.registration.stop()
         for call in list(self.calls.values()):
             await call.leave()
-        try:
-            await self._register(0)
-        except SipError as error:
-            log.info("user=%s not unregistered: %s", self.uri, error)
+        await self.registration.end()
         for task in list(self._tasks):
             task.cancel()
         await self._agent.close()
-
-    async def _register(self, expires: int) -> None:
-        """REGISTER with the CSK sealed to the server (rule 18)."""
-        body, content_type = b"", None
-        if expires:
-            sealed = seal(
-                self.csk, sender=self.uri, recipient=self.settings.server, keyring=self.keyring,
-                now=self.now(), random=self.random,
-            )
-            info = McpttInfo(client_id=self.client_id)
-            content_type, body = build_multipart(
-                [Part(documents.MCPTT_INFO, info.encode()), Part(MIKEY, sealed.octets)], self.token
-            )
-        request = self.stack.compose(
-            "REGISTER",
-            f"sip:{self.domain}",
-            from_=f"<{self.uri}>",
-            to=f"<{self.uri}>",
-            headers=[*CLIENT_HEADERS, ("Expires", str(expires))],
-            body=body,
-            content_type=content_type,
-        )
-        response = await self._request(request)
-        if response is None or response.status >= 300:
-            outcome = "no answer" if response is None else f"{response.status} {warning_of(response) or ''}".rstrip()
-            raise RegistrationFailed(f"REGISTER of {self.uri} failed: {outcome}", response)
-        self.emit("registered" if expires else "unregistered", user=self.uri)
-
-    async def _keep_registered(self) -> None:
-        while True:
-            await self.sleep(self.settings.expires * 0.8)
-            try:
-                await self._register(self.settings.expires)
-            except SipError as error:
-                log.warning("user=%s registration not renewed: %s", self.uri, error)
-                self.emit("registration-lost", reason=str(error))
 
     # --- calls ----------------------------------------------------------------------------------------
 
@@ -257,22 +223,74 @@ class McpttClient:
         await self.establish(regroup, user)
         return regroup
 
-    async def prepare_regroup(self, acknowledgement: str | None = None) -> InitiatedRegroup:
+    async def prepare_regroup(
+        self, acknowledgement: str | None = None, *, deputies: Sequence[str] | None = None
+    ) -> InitiatedRegroup:
         """A call with its group id and media sockets, before anything is sent."""
         group = f"sip:tmp-{self.random(16).hex()}@{self.domain}"
-        media = await self._open_media()
+        named = self.settings.deputies if deputies is None else tuple(deputies)
+        terms = GroupTerms(acknowledgement or self.settings.acknowledgement, deputies=named)
         distribution = KeyDistribution(
-            group,
-            self.uri,
-            GroupTerms(acknowledgement or self.settings.acknowledgement),
-            seal=self._seal,
-            verify=self._verify,
-            random=self.random,
-            settings=self.settings.distribution,
+            group, self.uri, terms, **self._distribution_parts(), journal=self._journal(group)
         )
-        regroup = self.initiated_class(self, group, media, distribution, self.settings.call)
-        self._attach(regroup, media)
+        return await self._initiated(distribution)
+
+    async def _initiated(self, distribution: KeyDistribution) -> InitiatedRegroup:
+        media = await self._open_media()
+        regroup = self.initiated_class(self, distribution.group, media, distribution, self.settings.call)
+        self.attach(regroup)
         return regroup
+
+    def _distribution_parts(self) -> dict[str, Any]:
+        return {
+            "seal": self._seal, "verify": self.verify_signature, "random": self.random,
+            "settings": self.settings.distribution,
+        }
+
+    async def come_back(self, record: GroupRecord) -> InitiatedRegroup:
+        """Goes on with a call that this client initiated before it was restarted; ``record`` is what its journal tells.
+
+        See :meth:`InitiatedRegroup.come_back`.
+        """
+        distribution = KeyDistribution.resume(
+            record, **self._distribution_parts(), journal=self._journal(record.group)
+        )
+        regroup = await self._initiated(distribution)
+        regroup.session_identity = record.session_identity
+        try:
+            await regroup.come_back()
+        except RegroupFailed:
+            await regroup.abandon()
+            raise
+        return regroup
+
+    async def succeed(self, member: Regroup, users: Iterable[str]) -> DeputyRegroup:
+        """See :meth:`Regroup.take_over`."""
+        listed = member.member_list.users if member.member_list is not None else ()
+        named = {user for user in (*listed, *users) if user not in (self.uri, member.initiator)}
+        distribution = KeyDistribution(member.group, self.uri, member.terms, **self._distribution_parts())
+        call = DeputyRegroup.succeed(member, distribution, self.settings.call, sorted(named))
+        await call.begin()
+        return call
+
+    async def ask_to_join(self, group: str) -> None:
+        """Asks the group's signer, through the server, for a fresh key: this user was in the call, and lost it.
+
+        Returns when the server has passed it on; the invitation follows if the signer agrees. Raises
+        :class:`RegroupFailed`.
+        """
+        content_type, body = build_multipart(
+            [Part(documents.MCPTT_INFO, McpttInfo(request_uri=group, key_operation="join").encode())], self.token
+        )
+        request = self.stack.compose(
+            "MESSAGE", self.settings.server, from_=f"<{self.uri}>", to=f"<{self.settings.server}>",
+            headers=list(CLIENT_HEADERS), body=body, content_type=content_type,
+        )
+        response = await self.request(request)
+        if response is None or response.status >= 300:
+            status = None if response is None else response.status
+            warning = None if response is None else warning_of(response)
+            raise RegroupFailed("the server does not let this user join", status, warning)
 
     async def establish(self, regroup: InitiatedRegroup, user: str) -> None:
         try:
@@ -292,7 +310,8 @@ class McpttClient:
             key, sender=self.uri, recipient=recipient, keyring=self.keyring, now=now, random=self.random
         )
 
-    def _verify(self, user: str, octets: bytes, signature: bytes, at: float) -> None:
+    def verify_signature(self, user: str, octets: bytes, signature: bytes, at: float) -> None:
+        """Returns when it is the ECCSI signature of ``user`` at that time, raises :class:`mikey.MikeyError` else."""
         self.keyring.verify_signature(octets, signature, user, at)
 
     def sign(self, octets: bytes) -> bytes:
@@ -337,7 +356,7 @@ class McpttClient:
     async def accept(self, invitation: Invitation) -> Regroup:
         media = await self._open_media()
         regroup = self.member_class(self, invitation.group, invitation.initiator, media, invitation.terms)
-        self._attach(regroup, media)
+        self.attach(regroup)
         regroup.session = invitation.session
         contacts = invitation.session.request.headers.contact
         regroup.session_identity = str(contacts[0].uri) if contacts else None
@@ -364,7 +383,9 @@ class McpttClient:
         media.trace = self._media_trace
         return media
 
-    def _attach(self, regroup: Regroup, media: MemberMedia) -> None:
+    def attach(self, regroup: Regroup) -> None:
+        """The call is this client's from now on, and its media asks it for keys."""
+        media = regroup.media
         self.calls[regroup.group] = regroup
         media.find_key = regroup.find_key
         media.talker_guk_ids = regroup.talker_guk_ids
@@ -400,7 +421,7 @@ class McpttClient:
         self.transmit()
         return session
 
-    async def refer(self, regroup: InitiatedRegroup, refer_to: str, parts: Iterable[Part]) -> SipFragment:
+    async def refer(self, regroup: DirectedRegroup, refer_to: str, parts: Iterable[Part]) -> SipFragment:
         """One REFER and its outcome: the final sipfrag, or the REFER's own refusal."""
         session = regroup.session
         if session is None or regroup.session_identity is None:
@@ -455,9 +476,10 @@ class McpttClient:
         body = await answer
         if body is None:
             raise SipError("the server gives no roster")
-        return tuple(user.entity for user in documents.ConferenceInfo.decode(body).users)
+        users = documents.ConferenceInfo.decode(body).users
+        return tuple(user.entity for user in users if user.status == "connected")
 
-    async def _request(self, request: Request) -> Response | None:
+    async def request(self, request: Request) -> Response | None:
         return await self._final(
             self.stack.request(
                 request, self.now(), target=self.settings.proxy, credentials=self._credentials
@@ -502,9 +524,11 @@ class McpttClient:
                 self._answered_request(request, None)
             case Notified(subscription, request):
                 self._notified(subscription, request)
-            case SubscriptionEnded(subscription, _, _) if isinstance(subscription, Subscription):
+            case SubscriptionEnded(subscription, ended, _) if isinstance(subscription, Subscription):
                 if isinstance(subscription.context, _Roster):
                     subscription.context.set(None)
+                elif ended is Cause.RESPONSE:
+                    pass  # the refusal itself says more, and comes as a response
                 elif isinstance(subscription.context, asyncio.Future) and not subscription.context.done():
                     subscription.context.set_result(SipFragment(408))
             case _:
@@ -552,7 +576,13 @@ class McpttClient:
             return
         if contents.mikey is not None and method == "MESSAGE":
             regroup.on_key_message(incoming, contents)
-        elif contents.acknowledgements and isinstance(regroup, InitiatedRegroup):
+        elif contents.member_list is not None and method == "MESSAGE":
+            regroup.on_member_list(contents.member_list)
+            incoming.respond(200, now=self.now())
+        elif contents.info.key_operation == "request" and isinstance(regroup, DirectedRegroup):
+            regroup.on_key_request(contents.info.request_uri or "")
+            incoming.respond(200, now=self.now())
+        elif contents.acknowledgements and isinstance(regroup, DirectedRegroup):
             for octets in contents.acknowledgements:
                 regroup.on_acknowledgement(octets)
             incoming.respond(200, now=self.now())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mcptt_sip.body import Part, parse_multipart
 from mcptt_sip.mcptt.documents import MCPTT_INFO, RESOURCE_LISTS, DocumentError, McpttInfo, ResourceLists
 from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, mikey_part
+from mcptt_sip.mcptt.memberlist import MEMBER_LIST
 from mcptt_sip.message import Request, Response
 
 ICSI = "urn%3Aurn-7%3A3gpp-service.ims.icsi.mcptt"
@@ -73,6 +74,8 @@ class Contents:
     targets: tuple[str, ...] = ()
     mikey: bytes | None = None
     acknowledgements: tuple[bytes, ...] = ()
+    #: the signer's list of members, opaque to the server
+    member_list: bytes | None = None
 
 
 def read_contents(message: Request | Response) -> Contents:
@@ -92,15 +95,16 @@ def read_contents(message: Request | Response) -> Contents:
     def of(kind: str) -> list[bytes]:
         return [p.body for p in parts if p.content_type.partition(";")[0].strip().lower() == kind]
 
-    infos, sdps, lists = of(MCPTT_INFO), of("application/sdp"), of(RESOURCE_LISTS)
-    if len(infos) > 1 or len(sdps) > 1:
-        raise DocumentError("more than one mcptt-info or SDP part")
+    infos, sdps, lists, members = of(MCPTT_INFO), of("application/sdp"), of(RESOURCE_LISTS), of(MEMBER_LIST)
+    if len(infos) > 1 or len(sdps) > 1 or len(members) > 1:
+        raise DocumentError("more than one mcptt-info, SDP or member list part")
     return Contents(
         info=McpttInfo.decode(infos[0]) if infos else McpttInfo(),
         sdp=sdps[0] if sdps else b"",
         targets=ResourceLists.decode(*lists).uris if lists else (),
         mikey=mikey_part(parts),
         acknowledgements=tuple(of(ACKNOWLEDGEMENT)),
+        member_list=members[0] if members else None,
     )
 
 

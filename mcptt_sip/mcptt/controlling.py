@@ -9,18 +9,19 @@ can check (who signed, for whom) and cannot open.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.errors import SipError
-from mcptt_sip.headers import NameAddr
 from mcptt_sip.incoming import ServerRequest
 from mcptt_sip.mcptt import documents, regroup
+from mcptt_sip.mcptt.admission import Admission, Admitted, refusal_of
 from mcptt_sip.mcptt.affiliation import Affiliations
+from mcptt_sip.mcptt.callrequest import CallRequest, read_call_request
 from mcptt_sip.mcptt.contents import (
     INFO_PACKAGE,
-    SERVER_HEADERS,
     Contents,
+    Headers,
     SipFragment,
     focus_contact,
     read_contents,
@@ -29,35 +30,45 @@ from mcptt_sip.mcptt.contents import (
 from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.groupcall import (
     ControllingSettings,
+    Fork,
     GroupCall,
     KeyMessageCheck,
     Leg,
     MediaPlane,
     Observer,
     Refusal,
-    names_dialog,
 )
-from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MAX_ACKNOWLEDGEMENT, MIKEY, KeyingError, i_message
+from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MAX_ACKNOWLEDGEMENT, KeyingError, i_message
 from mcptt_sip.mcptt.keymessages import KeyMessages
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription, MediaRefused
+from mcptt_sip.mcptt.memberinvite import compose_invite
+from mcptt_sip.mcptt.memberlist import MEMBER_LIST
 from mcptt_sip.mcptt.participating import Destination
-from mcptt_sip.mcptt.policy import Decision, Policy, UserProfile, warning_text
+from mcptt_sip.mcptt.policy import Policy, warning_text
+from mcptt_sip.mcptt.referral import accept_referral, notify_outcome, read_referral
 from mcptt_sip.mcptt.regroup import RegroupSettings, TemporaryGroupCall
+from mcptt_sip.mcptt.returning import Returning
+from mcptt_sip.mcptt.roster import Roster
+from mcptt_sip.mcptt.userprofile import UserProfile
 from mcptt_sip.outgoing import Cause
 from mcptt_sip.session import InviteSession
 from mcptt_sip.stack import SipStack
-from mcptt_sip.subscription import NotifierState, NotifierSubscription
+from mcptt_sip.subscription import NotifierSubscription
 from mcptt_sip.uri import SipUri
 from mikey import MikeyError
 
 log = logging.getLogger(__name__)
 
-SIPFRAG = "message/sipfrag;version=2.0"
+#: why a device that rang or answered is not the one (24.379 anyExt release-reason)
+NOT_SELECTED = "not selected for call"
+
 
 class ControllingFunction:
     """All temporary group calls of one server.
 
     The caller (the participating function's side) has authenticated who sends each request.
+
+    :param locate: every place where a user can be reached now
     """
 
     def __init__(
@@ -68,7 +79,7 @@ class ControllingFunction:
         regroup_settings: Callable[[], RegroupSettings],
         policy: Callable[[], Policy],
         affiliations: Affiliations,
-        locate: Callable[[str, float], Destination | None],
+        locate: Callable[[str, float], Sequence[Destination]],
         check_key: KeyMessageCheck,
         media: MediaPlane,
         token: Callable[[], bytes],
@@ -84,7 +95,11 @@ class ControllingFunction:
         self._affiliations = affiliations
         self._locate = locate
         self._check_key = check_key
+        self._admission = Admission(
+            settings, policy=policy, affiliations=affiliations, calls=self.calls, check_key=check_key
+        )
         self.key_messages = KeyMessages(settings.domain, check_key, token)
+        self.returning = Returning(settings.domain, self.calls.get, self._left_behind)
         self._media = media
         self._token = token
 
@@ -93,73 +108,88 @@ class ControllingFunction:
     def invited(self, session: InviteSession, caller: Destination, now: float) -> None:
         """An authenticated user's INVITE to the service identity."""
         try:
-            contents = read_contents(session.request)
-            target, key = self._one_target(contents), self._one_key(contents)
-            group = self._proposed_group(contents)
-            theirs = GroupMediaDescription.decode(contents.sdp)
-        except MediaRefused as error:
-            self._refuse(session, 488, None, f"media: {error}", now)
-            return
-        except Refusal as refusal:
-            self._refuse(session, refusal.status, refusal.warning, str(refusal), now)
-            return
+            if (running := self._call_to_join(session)) is not None:
+                self._rejoin(running, session, caller, now)
+                return
+            request = read_call_request(session.request, self.settings)
+            admitted = self._admission.call(request, caller.user, now)
+            call = self._open_call(request.group, caller.user, request.acknowledgement, now)
+            self._open_media(call, request, admitted)
         except (SipError, ValueError) as error:
-            self._refuse(session, getattr(error, "status", 400), None, str(error), now)
+            self._refuse(session, refusal_of(error), now)
             return
-        running = sum(1 for call in self.calls.values() if caller.user in call.legs)
-        decision = self._policy().may_start_regroup(caller.user, target, calls=running)
-        if not decision.allowed:
-            self._refuse_by(decision, session, now)
-            return
-        if group in self.calls:
-            self._refuse(session, 403, warning_text(165), f"{group} is in use", now)
-            return
-        try:
-            self._check_key(i_message(key), caller.user, target, now)
-        except (MikeyError, KeyingError) as error:
-            self._refuse(session, 488, warning_text(136), f"I_MESSAGE for {target}: {error}", now)
-            return
-        call = self._open_call(group, caller.user, contents.info.acknowledgement or "none", now)
-        leg = Leg(call, caller.user, session, caller, initiator=True, theirs=theirs)
-        leg.guk_id = contents.info.initiator_guk_id or 0
+        leg = Leg(call, caller.user, session, caller, initiator=True, theirs=request.theirs)
+        leg.guk_id = request.initiator_guk_id
         session.context = leg
         call.legs[caller.user] = leg
         log.info(
-            "call-id=%s group=%s step=2 user=%s authorised: %s", session.call_id, group, caller.user,
-            decision.because,
+            "call-id=%s group=%s step=2 user=%s authorised: %s", session.call_id, call.group, caller.user,
+            admitted.because,
         )
-        self._observe("authorised", {"group": group, "user": caller.user, "call_id": session.call_id})
-        session.progress(183, reliable=True, headers=self._contact(call), now=now)
-        call.machine.start(target, key, now)
+        self._observe("authorised", {"group": call.group, "user": caller.user, "call_id": session.call_id})
+        # without 100rel users can be added only after the final answer
+        reliable = "100rel" in (*session.request.headers.supported, *session.request.headers.require)
+        session.progress(183, reliable=reliable, headers=self._contact(call), now=now)
+        self._admission.passed_on(request.key, now)
+        call.machine.start(request.target, request.key, now, required=request.required)
         self._carry_out(call, now)
 
     def _open_call(self, group: str, initiator: str, acknowledgement: str, now: float) -> GroupCall:
         identity = self._new_session_identity()
         machine = TemporaryGroupCall(group, initiator, now=now, settings=self._regroup_settings())
-        call = GroupCall(group, identity, machine, self._media.open(group), acknowledgement=acknowledgement)
-        self.calls[group] = call
-        self._by_identity[SipUri.parse(identity).user or ""] = call
-        return call
+        roster = Roster(group, initiator, interval=self.settings.roster_interval)
+        return GroupCall(group, identity, machine, roster, acknowledgement=acknowledgement)
 
-    def _one_target(self, contents: Contents) -> str:
-        if len(contents.targets) != 1:
-            raise Refusal(403, warning_text(145), f"{len(contents.targets)} targets, not one")
-        return contents.targets[0]
+    def _open_media(self, call: GroupCall, request: CallRequest, admitted: Admitted) -> None:
+        """The call exists from here on."""
+        call.commencement, call.urgency, call.alert = admitted.commencement, request.urgency, admitted.alert
+        call.deputies, call.signer = request.deputies, call.initiator
+        if request.alert and not call.alert:
+            call.after_ack.append(McpttInfo(calling_group_id=call.group, alert=False))
+        try:
+            call.media = self._media.open(call.group, call.urgency, call.machine.settings.max_silence)
+        except OSError as error:
+            raise self._admission.congestion(f"no media: {error}") from error
+        self.calls[call.group] = call
+        self._by_identity[SipUri.parse(call.session_identity).user or ""] = call
 
-    @staticmethod
-    def _one_key(contents: Contents) -> bytes:
-        if not contents.info.temporary_group or contents.mikey is None:
-            # the indicator and the key come together or not at all (rule 16)
-            raise Refusal(488, warning_text(136), "temporary group indicator without key, or key without it")
-        return contents.mikey
+    # --- coming back ------------------------------------------------------------------------------------
 
-    def _proposed_group(self, contents: Contents) -> str:
-        group = contents.info.request_uri
-        if not group or SipUri.parse(group).host != self.settings.domain:
-            raise Refusal(403, warning_text(100), f"{group!r} is no group id of {self.settings.domain}")
-        if contents.info.session_type not in (None, "prearranged"):
-            raise Refusal(403, warning_text(100), f"session type {contents.info.session_type!r}")
-        return group
+    def _call_to_join(self, session: InviteSession) -> GroupCall | None:
+        """The running call that an INVITE is for: by its session identity, or by its group without anybody to call."""
+        if (call := self.call_of(session.request.uri)) is not None:
+            return call
+        contents = read_contents(session.request)
+        return None if contents.targets else self.calls.get(contents.info.request_uri or "")
+
+    def _rejoin(self, call: GroupCall, session: InviteSession, caller: Destination, now: float) -> None:
+        """The initiator joins his call again: after a crash, or from another device, whose leg this one takes over.
+        For everyone else a fresh key comes first, see :class:`Returning`."""
+        if caller.user != call.initiator or call.machine.state is not regroup.CallState.RUNNING:
+            raise Refusal(403, warning_text(121), f"{caller.user} cannot join {call.group} by INVITE")
+        contents = read_contents(session.request)
+        leg = Leg(call, caller.user, session, caller, initiator=True, guk_id=contents.info.initiator_guk_id or 0)
+        leg.theirs = GroupMediaDescription.decode(contents.sdp)
+        if (old := call.legs.get(caller.user)) is not None:
+            self._hang_up(old, now, "taken over by another device")
+        session.context = leg
+        self._join_media(leg)
+        call.legs[caller.user] = leg
+        self._accept(leg, (), [*self._warning(warning_text(123))], now)
+        call.machine.initiator_returned(now)
+        log.info("call-id=%s group=%s user=%s is back", session.call_id, call.group, caller.user)
+        self._carry_out(call, now)
+
+    def _left_behind(self, call: GroupCall, user: str, now: float) -> None:
+        """``user`` is at another device now."""
+        if (leg := call.legs.get(user)) is not None:
+            self._hang_up(leg, now, "taken over by another device")
+            call.machine.left(user, now)
+            self._carry_out(call, now)
+
+    def registered(self, user: str, now: float) -> None:
+        """He can be reached, perhaps again."""
+        self.returning.registered(list(self.calls.values()), user, now)
 
     # --- step 4, 5, 6: a member's leg -------------------------------------------------------------------
 
@@ -168,83 +198,87 @@ class ControllingFunction:
         return key
 
     def _invite(self, call: GroupCall, order: regroup.InviteMember, now: float) -> None:
-        destination = self._locate(order.user, now)
-        if destination is None:
-            call.machine.refused(order.user, 480, None, now)
+        """At every device that he has registered, all at once; the first that answers has him."""
+        destinations = self._locate(order.user, now)
+        wanted = call.wanted_at.pop(order.user, None)
+        destinations = [place for place in destinations if place.contact == wanted] or destinations
+        if not destinations:
+            call.machine.refused(order.user, 480, warning_text(146), now)
             return
-        parts = [
-            Part("application/sdp", self._offer(call, destination).encode()),
-            Part(
-                documents.MCPTT_INFO,
-                McpttInfo(
-                    session_type="prearranged",
-                    request_uri=order.user,
-                    calling_user_id=call.initiator,
-                    calling_group_id=call.group,
-                    temporary_group=True,
-                    acknowledgement=call.acknowledgement,
-                ).encode(),
-            ),
-        ]
-        key = self.key_for(call, order.user, order.key)
-        if key:
-            parts.append(Part(MIKEY, key))
-        content_type, body = build_multipart(parts, self._token)
-        session = self.stack.invite(
-            destination.contact,
-            from_=f"<{call.group}>",
-            to=f"<{order.user}>",
-            headers=[
-                *self._contact(call),
-                *SERVER_HEADERS,
-                ("P-Asserted-Identity", f"<{self.settings.identity}>"),
-                ("Answer-Mode", self.settings.answer_mode),
-                ("Recv-Info", INFO_PACKAGE),
-            ],
-            body=body,
-            content_type=content_type,
-            now=now,
-            flow=destination.flow,
-        )
-        leg = Leg(call, order.user, session, destination)
+        call.roster.inviting(order.user, now)
+        fork = call.forks[order.user] = Fork(order.user)
+        guk_id, signer = 0, call.director.user if call.director is not None else call.initiator
         try:
-            leg.guk_id = self._check_key(i_message(order.key), call.initiator, order.user, now)
+            guk_id = self._check_key(i_message(order.key), signer, order.user, now)
         except (MikeyError, KeyingError) as error:  # it was checked when it arrived; only time can have run out
             log.warning("group=%s user=%s key message: %s", call.group, order.user, error)
-        session.context = leg
-        call.legs[order.user] = leg
-        log.info("call-id=%s group=%s step=4 user=%s invited", session.call_id, call.group, order.user)
+        for destination in destinations:
+            invite = compose_invite(
+                call, order.user, signer=signer, offer=self._offer(call, destination),
+                key=self.key_for(call, order.user, order.key), settings=self.settings, token=self._token,
+            )
+            session = self.stack.invite(
+                destination.contact, from_=f"<{call.group}>", to=f"<{order.user}>", headers=invite.headers,
+                body=invite.body, content_type=invite.content_type, now=now, flow=destination.flow,
+            )
+            leg = Leg(call, order.user, session, destination, guk_id=guk_id, key_from=signer)
+            session.context = leg
+            fork.legs.append(leg)
+            log.info("call-id=%s group=%s step=4 user=%s invited", session.call_id, call.group, order.user)
 
     def _offer(self, call: GroupCall, destination: Destination) -> GroupMediaDescription:
         return GroupMediaDescription(
             audio=call.media.audio, floor=call.media.floor, priority=destination.priority
         )
 
-    def answered(self, leg: Leg, response_body: Contents | None, now: float) -> None:
-        """Step 6: a member's 200."""
-        call = leg.call
+    def answered(self, leg: Leg, contents: Contents | None, now: float) -> None:
+        """Step 6: a member's 200; ``None``: with a body that cannot be read."""
+        call, fork = leg.call, leg.call.forks.get(leg.user)
+        if fork is None or leg not in fork.legs:
+            self._not_selected(leg, now)
+            return
         try:
-            if response_body is None:
+            if contents is None:
                 raise MediaRefused("the answer's body cannot be read")
-            leg.theirs = GroupMediaDescription.decode(response_body.sdp)
+            leg.theirs = GroupMediaDescription.decode(contents.sdp)
+            self._join_media(leg)
         except (MediaRefused, ValueError) as error:
             log.warning("group=%s user=%s answer not usable: %s", call.group, leg.user, error)
             self._hang_up(leg, now, "the answer's media is not that of a regroup call")
-            call.machine.refused(leg.user, 488, None, now)
-            self._carry_out(call, now)
+            self.refused(leg, 488, None, now)
             return
-        offered = [octets for octets in response_body.acknowledgements if len(octets) <= MAX_ACKNOWLEDGEMENT]
+        del call.forks[leg.user]
+        call.legs[leg.user] = leg
+        call.former.add(leg.user)
+        call.lost.discard(leg.user)
+        for other in fork.legs:
+            if other is not leg:
+                self._not_selected(other, now)
+        offered = [octets for octets in contents.acknowledgements if len(octets) <= MAX_ACKNOWLEDGEMENT]
         acknowledgement = offered[0] if len(offered) == 1 else None
-        self._join_media(leg)
         call.machine.accepted(leg.user, acknowledgement, now)
         self._carry_out(call, now)
 
+    def _not_selected(self, leg: Leg, now: float) -> None:
+        """CANCEL, or BYE when his 200 was faster (security rule 21)."""
+        leg.session.context = None
+        body = McpttInfo(calling_group_id=leg.call.group, release_reason=NOT_SELECTED).encode()
+        reason = [("Reason", f'SIP;cause=200;text="{NOT_SELECTED}"')]
+        leg.session.bye(now, headers=reason, body=body, content_type=documents.MCPTT_INFO)
+
     def refused(self, leg: Leg, status: int, warning: str | None, now: float) -> None:
-        call = leg.call
-        if call.legs.get(leg.user) is leg:
-            del call.legs[leg.user]
+        """One device's refusal; the user's, when it is the last or speaks for all of them (6xx)."""
+        call, fork = leg.call, leg.call.forks.get(leg.user)
         log.info("group=%s user=%s refused status=%d %s", call.group, leg.user, status, warning or "")
-        call.machine.refused(leg.user, status, warning, now)
+        if fork is None or leg not in fork.legs:
+            return
+        fork.refused(leg, status, warning)
+        if fork.legs and status < 600:
+            return
+        del call.forks[leg.user]
+        for other in fork.legs:
+            self._not_selected(other, now)
+        call.machine.refused(leg.user, *fork.best, now)
         self._carry_out(call, now)
 
     def ended(self, leg: Leg, cause: Cause, for_all: bool, now: float) -> None:
@@ -256,8 +290,11 @@ class ControllingFunction:
         self._leave_media(leg)
         log.info("group=%s user=%s left: %s", call.group, leg.user, cause.value)
         if leg.initiator:
-            call.machine.initiator_left(release=for_all, now=now)
+            # without his ACK the initiator has never been in the call
+            call.machine.initiator_left(release=for_all or cause is Cause.NO_ACK, now=now)
         else:
+            if cause is not Cause.REMOTE_BYE:
+                call.lost.add(leg.user)
             call.machine.left(leg.user, now)
         self._carry_out(call, now)
 
@@ -265,6 +302,36 @@ class ControllingFunction:
         leg.call.legs.pop(leg.user, None)
         leg.call.machine.initiator_cancelled(now)
         self._carry_out(leg.call, now)
+
+    def confirmed(self, leg: Leg, now: float) -> None:
+        """The ACK: what had to wait for it is sent to the initiator."""
+        waiting, leg.call.after_ack = leg.call.after_ack, []
+        for info in waiting if leg.initiator else ():
+            self._inform(leg, documents.MCPTT_INFO, info.encode(), now)
+
+    def changed(self, incoming: ServerRequest, leg: Leg, now: float) -> None:
+        """A re-INVITE or UPDATE with an offer in a leg: a refresh, or another place for his media."""
+        try:
+            theirs = GroupMediaDescription.decode(read_contents(incoming.request).sdp)
+            if theirs != leg.theirs:
+                self._leave_media(leg)
+                leg.theirs = theirs
+                self._join_media(leg)
+        except (SipError, ValueError) as error:
+            log.info("group=%s user=%s change refused: %s", leg.call.group, leg.user, error)
+            incoming.respond(488, headers=self._warning(None, str(error)), now=now)
+            return
+        incoming.respond(
+            200, headers=self._contact(leg.call), body=self._offer(leg.call, leg.destination).encode(),
+            content_type="application/sdp", now=now,
+        )
+
+    def media_silent(self, group: str, now: float) -> None:
+        """T4: nobody has talked for as long as the settings allow."""
+        call = self.calls.get(group)
+        if call is not None:
+            call.machine.silent(now)
+            self._carry_out(call, now)
 
     def _join_media(self, leg: Leg) -> None:
         if leg.theirs is not None and not leg.in_media:
@@ -287,74 +354,38 @@ class ControllingFunction:
 
     def referred(self, incoming: ServerRequest, sender: str, now: float) -> None:
         """REFER to a session identity: add (method INVITE) or remove (method BYE) one user."""
+        call = self.call_of(incoming.request.uri)
         try:
-            call, user, method = self._read_refer(incoming, sender)
-            if method == "BYE":
-                decision, key = Decision.yes("the initiator removes"), b""
-            else:
-                contents = read_contents(incoming.request)
-                key = self._one_key(contents)
-                decision = self._policy().may_add(sender, user)
-                if decision.allowed:
-                    try:
-                        self._check_key(i_message(key), sender, user, now)
-                    except (MikeyError, KeyingError) as error:
-                        raise Refusal(488, warning_text(136), f"I_MESSAGE for {user}: {error}") from error
-        except Refusal as refusal:
-            log.info("call-id=%s REFER refused: %s", incoming.request.headers.call_id, refusal)
-            incoming.respond(refusal.status, headers=self._warning(refusal.warning), now=now)
-            return
+            referral = read_referral(incoming, call, sender, self.settings.domain)
+            assert call is not None
+            key = b"" if referral.remove else self._admission.addition(incoming, call, referral.user, sender, now)
         except (SipError, ValueError) as error:
-            incoming.respond(getattr(error, "status", 400), headers=self._warning(None, str(error)), now=now)
+            refusal = refusal_of(error)
+            log.info("call-id=%s REFER refused: %s", incoming.request.headers.call_id, refusal)
+            incoming.respond(refusal.status, headers=self._refusal_headers(refusal), now=now)
             return
-        if not decision.allowed:
-            log.info("call-id=%s REFER refused: %s", incoming.request.headers.call_id, decision.because)
-            text = warning_text(decision.warning or 100, decision.reason)
-            incoming.respond(decision.status, headers=self._warning(text), now=now)
-            return
-        subscription = incoming.accept_subscription(headers=self._contact(call), now=now)
-        subscription.context = (call.group, user)
-        subscription.notify(
-            SipFragment(100).encode(self.settings.domain), SIPFRAG, state="active", expires=120, now=now
-        )
+        handle = accept_referral(incoming, referral, self._contact(call), self.settings.domain, now)
         log.info(
-            "call-id=%s group=%s step=7 user=%s refer method=%s", incoming.request.headers.call_id, call.group, user,
-            method,
+            "call-id=%s group=%s step=7 user=%s refer method=%s", incoming.request.headers.call_id, call.group,
+            referral.user, "BYE" if referral.remove else "INVITE",
         )
-        if method == "BYE":
-            call.machine.remove(user, subscription, now)
+        if referral.remove:
+            call.former.discard(referral.user)
+            call.lost.discard(referral.user)
+            call.machine.remove(referral.user, handle, now)
         else:
-            call.machine.add(user, key, subscription, now)
+            self._admission.passed_on(key, now)
+            call.machine.add(referral.user, key, handle, now)
         self._carry_out(call, now)
-
-    def _read_refer(self, incoming: ServerRequest, sender: str) -> tuple[GroupCall, str, str]:
-        request = incoming.request
-        call = self.call_of(request.uri)
-        if call is None:
-            raise Refusal(481, warning_text(137), "no such session")
-        leg = call.legs.get(sender)
-        if leg is None or not leg.initiator:
-            raise Refusal(403, warning_text(190), f"{sender} is not the initiator")
-        if incoming.session is None:
-            target_dialog = request.headers.get("Target-Dialog")
-            if target_dialog is None or not names_dialog(target_dialog, leg.session):
-                raise Refusal(403, warning_text(190), "Target-Dialog does not name the initiator's session")
-        refer_to = request.headers.get_all("Refer-To")
-        if len(refer_to) != 1:
-            raise Refusal(400, None, f"{len(refer_to)} Refer-To")
-        uri = SipUri.parse(str(NameAddr.parse(refer_to[0]).uri))
-        method = (uri.param("method") or "INVITE").upper()
-        if method not in ("INVITE", "BYE") or uri.headers:
-            raise Refusal(403, warning_text(190), "Refer-To asks for more than adding or removing one user")
-        user = str(uri.aor)
-        if uri.host != self.settings.domain:
-            raise Refusal(403, warning_text(190), f"{user} is not of {self.settings.domain}")
-        return call, user, method
 
     # --- roster -----------------------------------------------------------------------------------------
 
     def subscribed(self, incoming: ServerRequest, sender: str, now: float) -> None:
         """SUBSCRIBE to the conference package of a session identity (RFC 4575)."""
+        event = incoming.request.headers.event
+        if event is None or event.package != "conference":
+            incoming.respond(489, headers=[("Allow-Events", "conference")], now=now)
+            return
         call = self.call_of(incoming.request.uri)
         if call is None:
             incoming.respond(404, headers=self._warning(warning_text(137)), now=now)
@@ -363,29 +394,19 @@ class ControllingFunction:
             incoming.respond(403, headers=self._warning(warning_text(138)), now=now)
             return
         subscription = incoming.accept_subscription(headers=self._contact(call), now=now)
-        self._notify_roster(call, subscription, call.roster_version, now)
-        if subscription.state is not NotifierState.TERMINATED:
-            call.watchers[id(subscription)] = (subscription, sender, call.roster_version)
+        subscription.context = call
+        call.roster.watch(subscription, sender, now)
+        leg = call.legs[sender]
+        if call.member_list is not None and leg.in_media:
+            leg.session.send("MESSAGE", body=call.member_list, content_type=MEMBER_LIST, now=now)
+
+    def resubscribed(self, subscription: NotifierSubscription, now: float) -> None:
+        if isinstance(subscription.context, GroupCall):
+            subscription.context.roster.refresh(subscription, now)
 
     def unsubscribed(self, subscription: NotifierSubscription) -> None:
-        for call in self.calls.values():
-            call.watchers.pop(id(subscription), None)
-
-    def _notify_roster(
-        self, call: GroupCall, subscription: NotifierSubscription, version: int, now: float
-    ) -> None:
-        present = [call.initiator] if call.machine.initiator_present else []
-        users = tuple(
-            documents.ConferenceUser(user) for user in (*present, *call.machine.connected)
-        )
-        info = documents.ConferenceInfo(call.group, version, "full", users)
-        subscription.notify(info.encode(), documents.CONFERENCE_INFO, now=now)
-
-    def _tell_watchers(self, call: GroupCall, now: float) -> None:
-        for key, (subscription, user, told) in list(call.watchers.items()):
-            if told != call.roster_version:
-                self._notify_roster(call, subscription, call.roster_version, now)
-                call.watchers[key] = (subscription, user, call.roster_version)
+        if isinstance(subscription.context, GroupCall):
+            subscription.context.roster.unwatch(subscription)
 
     # --- orders -----------------------------------------------------------------------------------------
 
@@ -398,7 +419,7 @@ class ControllingFunction:
 
     def _order(self, call: GroupCall, order: regroup.Order, now: float) -> None:
         match order:
-            case regroup.AffiliateInitiator(user):
+            case regroup.AffiliateImplicitly(user):
                 self._affiliations.affiliate_implicitly(user, call.group)
                 self._observe("affiliated", {"group": call.group, "user": user})
                 log.info("group=%s step=3 user=%s implicitly affiliated", call.group, user)
@@ -410,76 +431,98 @@ class ControllingFunction:
                 self._answer_initiator(call, order, now)
             case regroup.RefuseInitiator(status, warning):
                 leg = call.legs.pop(call.initiator)
-                leg.session.reject(status, headers=self._warning(warning), now=now)
+                if not leg.session.ended:  # his CANCEL may be on record already
+                    leg.session.context = None
+                    leg.session.reject(status, headers=self._warning(warning), now=now)
             case regroup.ReportAdd():
-                self._report(order, now)
+                self._report(call, order, now)
             case regroup.PassAcknowledgement(_, acknowledgement):
-                leg = call.legs[call.initiator]
-                leg.session.send(
-                    "INFO", headers=[("Info-Package", INFO_PACKAGE)], body=acknowledgement,
-                    content_type=ACKNOWLEDGEMENT, now=now,
-                )
+                if call.director is not None:
+                    self._inform(call.director, ACKNOWLEDGEMENT, acknowledgement, now)
             case regroup.ReleaseMember(user, answered):
                 self._release_member(call, user, answered, now)
             case regroup.ReleaseInitiator(cause):
                 self._hang_up(call.legs[call.initiator], now, cause)
-            case regroup.RosterChanged(users):
-                call.roster_version += 1
-                self._observe("members", {"group": call.group, "connected": sorted(users)})
-                call.roster_due = max(now, call.roster_told + self.settings.roster_interval)
-                log.info("group=%s members=%d", call.group, len(users))
+            case regroup.RosterChanged(user, connected):
+                if connected:
+                    call.roster.connected(user, now)
+                else:
+                    call.roster.gone(user, now)
+                    call.roster.dismiss(user, now)
+                if call.members_due is None:
+                    call.members_due = max(now, call.members_told + self.settings.members_interval)
+                log.info("group=%s user=%s members=%d", call.group, user, len(call.machine.connected))
             case regroup.CallReleased(cause):
                 self._close(call, cause, now)
 
     def _answer_initiator(self, call: GroupCall, order: regroup.AnswerInitiator, now: float) -> None:
         leg = call.legs[call.initiator]
-        parts = [
-            Part("application/sdp", self._offer(call, leg.destination).encode()),
-            Part(
-                documents.MCPTT_INFO,
-                McpttInfo(
-                    session_type="prearranged", calling_group_id=call.group, temporary_group=True
-                ).encode(),
-            ),
-        ]
-        parts += [Part(ACKNOWLEDGEMENT, octets) for octets in order.acknowledgements]
-        content_type, body = build_multipart(parts, self._token)
-        headers = [*self._contact(call), ("Recv-Info", INFO_PACKAGE)]
-        for code in order.warnings:
-            headers += self._warning(warning_text(code))
-        leg.session.accept(headers=headers, body=body, content_type=content_type, now=now)
-        self._join_media(leg)
+        if leg.session.ended:
+            return  # his CANCEL or BYE is on record, and ends the call when it is handled
+        try:
+            self._join_media(leg)
+        except (MediaRefused, ValueError) as error:
+            log.warning("group=%s user=%s offer not usable: %s", call.group, leg.user, error)
+            leg.session.context = None
+            leg.session.reject(488, headers=self._warning(None, str(error)), now=now)
+            del call.legs[call.initiator]
+            call.machine.initiator_left(release=True, now=now)
+            return
+        warnings = [header for code in order.warnings for header in self._warning(warning_text(code))]
+        profile = self.profile(call.initiator)
+        if order.missing and profile is not None and profile.allow_to_receive_non_acknowledged_users_information:
+            call.after_ack.append(McpttInfo(calling_group_id=call.group, non_acknowledged=order.missing))
+        if call.after_ack:
+            warnings += self._warning(warning_text(149))
+        self._accept(leg, order.acknowledgements, warnings, now)
         log.info("call-id=%s group=%s step=9 initiator answered", leg.session.call_id, call.group)
 
-    def _report(self, order: regroup.ReportAdd, now: float) -> None:
-        subscription = order.handle
-        assert isinstance(subscription, NotifierSubscription)
-        fragment = SipFragment(order.status, order.warning, order.acknowledgement)
-        subscription.notify(
-            fragment.encode(self.settings.domain),
-            SIPFRAG,
-            state="terminated",
-            reason="noresource",
-            now=now,
+    def _accept(self, leg: Leg, acknowledgements: Sequence[bytes], warnings: Headers, now: float) -> None:
+        """The initiator's 200."""
+        info = McpttInfo(session_type="prearranged", calling_group_id=leg.call.group, temporary_group=True)
+        parts = [
+            Part("application/sdp", self._offer(leg.call, leg.destination).encode()),
+            Part(documents.MCPTT_INFO, info.encode()),
+            *(Part(ACKNOWLEDGEMENT, octets) for octets in acknowledgements),
+        ]
+        content_type, body = build_multipart(parts, self._token)
+        headers = [*self._contact(leg.call), ("Recv-Info", INFO_PACKAGE), *warnings]
+        leg.session.accept(headers=headers, body=body, content_type=content_type, now=now)
+
+    def _inform(self, leg: Leg, content_type: str, body: bytes, now: float) -> None:
+        """INFO of our package in a leg's dialog (RFC 6086), where there still is one and it is understood."""
+        if INFO_PACKAGE not in leg.session.request.headers.values("Recv-Info"):
+            log.info("group=%s user=%s takes no INFO", leg.call.group, leg.user)
+        elif not leg.session.ended:
+            headers = [("Info-Package", INFO_PACKAGE), ("Content-Disposition", "Info-Package")]
+            leg.session.send("INFO", headers=headers, body=body, content_type=content_type, now=now)
+
+    def _report(self, call: GroupCall, order: regroup.ReportAdd, now: float) -> None:
+        if order.handle is None:
+            call.roster.outcome(order.user, order.status, order.warning, order.acknowledgement, now)
+            return
+        assert isinstance(order.handle, NotifierSubscription)
+        notify_outcome(
+            order.handle, SipFragment(order.status, order.warning, order.acknowledgement), self.settings.domain, now
         )
 
     def _release_member(self, call: GroupCall, user: str, answered: bool, now: float) -> None:
-        leg = call.legs.get(user)
-        if leg is None:
-            return
         if answered:
-            self._hang_up(leg, now, "removed from the call" if call.machine.connected else "call released")
-        else:
-            del call.legs[user]
+            if (leg := call.legs.get(user)) is not None:
+                self._hang_up(leg, now, "removed from the call" if call.machine.connected else "call released")
+            return
+        fork = call.forks.pop(user, None)
+        for leg in fork.legs if fork is not None else ():
             leg.session.context = None
-            leg.session.cancel(now)
+            leg.session.bye(now)
 
     def _close(self, call: GroupCall, cause: str, now: float) -> None:
+        for user in list(call.forks):
+            self._release_member(call, user, False, now)
         for leg in list(call.legs.values()):
             if not leg.initiator:
-                self._release_member(call, leg.user, leg.in_media, now)
-        for subscription, _, _ in call.watchers.values():
-            subscription.notify(b"", None, state="terminated", reason="noresource", now=now)
+                self._release_member(call, leg.user, True, now)
+        call.roster.close(now)
         call.media.close()
         self._affiliations.undo_group(call.group)
         self.calls.pop(call.group, None)
@@ -502,17 +545,22 @@ class ControllingFunction:
 
     def next_timer(self) -> float | None:
         due = [call.machine.next_timer() for call in self.calls.values()]
-        due += [call.roster_due for call in self.calls.values()]
+        for call in self.calls.values():
+            due += [call.roster.due, call.members_due]
         return min((at for at in due if at is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
         for call in list(self.calls.values()):
             call.machine.handle_timer(now)
             self._carry_out(call, now)
-            if call.roster_due is not None and call.roster_due <= now:
-                call.roster_due, call.roster_told = None, now
-                if call.group in self.calls:
-                    self._tell_watchers(call, now)
+            if call.group not in self.calls:
+                continue
+            call.roster.handle_timer(now)
+            if call.members_due is not None and call.members_due <= now:
+                call.members_due, call.members_told = None, now
+                present = [call.initiator] if call.machine.initiator_present else []
+                connected = sorted([*present, *call.machine.connected])
+                self._observe("members", {"group": call.group, "connected": connected})
 
     # --- small things -----------------------------------------------------------------------------------
 
@@ -531,22 +579,25 @@ class ControllingFunction:
         service = SipUri.parse(self.settings.identity)
         return f"sip:session-{self._token().hex()}@{service.host};gr={self._token().hex()[:8]}"
 
-    def _contact(self, call: GroupCall) -> list[tuple[str, object]]:
+    def _contact(self, call: GroupCall) -> Headers:
         return [("Contact", focus_contact(call.session_identity))]
 
-    def _warning(self, text: str | None, plain: str | None = None) -> list[tuple[str, object]]:
+    def _warning(self, text: str | None, plain: str | None = None) -> Headers:
         return warning_header(self.settings.domain, text or plain)
 
-    def _refuse(
-        self, session: InviteSession, status: int, warning: str | None, because: str, now: float
-    ) -> None:
-        log.info("call-id=%s refused status=%d: %s", session.call_id, status, because)
-        self._observe("refused", {"call_id": session.call_id, "status": status, "because": because})
-        session.reject(status, headers=self._warning(warning), now=now)
+    def _refusal_headers(self, refusal: Refusal) -> Headers:
+        plain = str(refusal) if refusal.status == 400 else None
+        return [*self._warning(refusal.warning, plain), *refusal.headers]
 
-    def _refuse_by(self, decision: Decision, session: InviteSession, now: float) -> None:
-        text = warning_text(decision.warning or 100, decision.reason)
-        self._refuse(session, decision.status, text, decision.because, now)
+    def _refuse(self, session: InviteSession, refusal: Refusal, now: float) -> None:
+        log.info("call-id=%s refused status=%d: %s", session.call_id, refusal.status, refusal)
+        details = {"call_id": session.call_id, "status": refusal.status, "because": str(refusal)}
+        self._observe("refused", details)
+        body, content_type = b"", None
+        if refusal.info is not None:
+            body, content_type = refusal.info.encode(), documents.MCPTT_INFO
+        headers = self._refusal_headers(refusal)
+        session.reject(refusal.status, headers=headers, body=body, content_type=content_type, now=now)
 
 
 __all__ = ["ControllingFunction"]

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mcptt_sip.errors import SipError
 from mcptt_sip.headers import TargetDialog
+from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.participating import Destination
+from mcptt_sip.mcptt.policy import Commencement, Urgency
 from mcptt_sip.mcptt.regroup import TemporaryGroupCall
+from mcptt_sip.mcptt.roster import Roster
 from mcptt_sip.session import InviteSession
-from mcptt_sip.subscription import NotifierSubscription
 
 Address = tuple[str, int]
 
@@ -25,14 +27,20 @@ class GroupMedia(Protocol):
     def audio(self) -> Address: ...
     @property
     def floor(self) -> Address: ...
-    def add_leg(self, destination: Destination, theirs: GroupMediaDescription, guk_id: int) -> None: ...
+    def add_leg(self, destination: Destination, theirs: GroupMediaDescription, guk_id: int) -> None:
+        """Raises ValueError or :class:`~mcptt_sip.errors.SipError` when this leg cannot be told from another."""
+        ...
+
     def bind(self, user: str, guk_id: int) -> None: ...
     def remove_leg(self, user: str) -> None: ...
     def close(self) -> None: ...
 
 
 class MediaPlane(Protocol):
-    def open(self, group: str) -> GroupMedia: ...
+    def open(self, group: str, urgency: Urgency, max_silence: float) -> GroupMedia:
+        """Raises ``OSError`` when there are no resources. After ``max_silence`` seconds (0: never) without a talker
+        the controlling function is told."""
+        ...
 
 
 #: told what happened in a call, for the operator: (name, details); must not block
@@ -60,26 +68,81 @@ class Leg:
     guk_id: int = 0
     theirs: GroupMediaDescription | None = None
     in_media: bool = False
+    #: who signed the key that he was sent last
+    key_from: str | None = None
+
+
+@dataclass(slots=True)
+class Fork:
+    """One user's invitation at every device that he has registered: one leg of them at most becomes his
+    (security rule 21)."""
+
+    user: str
+    legs: list[Leg] = field(default_factory=list)
+    refusals: list[tuple[int, str | None]] = field(default_factory=list)
+
+    def refused(self, leg: Leg, status: int, warning: str | None) -> None:
+        """One device has said no, or nothing in time (408)."""
+        self.legs = [other for other in self.legs if other is not leg]
+        self.refusals.append((status, warning))
+
+    @property
+    def best(self) -> tuple[int, str | None]:
+        """The answer to hand on (RFC 3261 16.7 step 6): 6xx before all, then what a user said rather than a
+        machine's silence, then the lowest class."""
+
+        def rank(refusal: tuple[int, str | None]) -> tuple[bool, bool, int]:
+            status, _ = refusal
+            return status < 600, status in (408, 480, 487, 503), status // 100
+
+        return min(self.refusals, key=rank, default=(480, None))
 
 
 @dataclass(slots=True)
 class GroupCall:
-    """One temporary group call: its machine, its legs, its media."""
+    """One temporary group call: its machine, its legs, its media. ``legs`` are those in the call, and the
+    initiator's from his INVITE on; ``forks`` are the invitations under way."""
 
     group: str
     session_identity: str
     machine: TemporaryGroupCall
-    media: GroupMedia
+    roster: Roster
+    media: GroupMedia = field(init=False)
     legs: dict[str, Leg] = field(default_factory=dict)
-    watchers: dict[int, tuple[NotifierSubscription, str, int]] = field(default_factory=dict)
+    forks: dict[str, Fork] = field(default_factory=dict)
     acknowledgement: str = "none"
-    roster_version: int = 0
-    roster_due: float | None = None
-    roster_told: float = float("-inf")
+    commencement: Commencement = Commencement.AUTOMATIC
+    urgency: Urgency = Urgency.NORMAL
+    alert: bool = False
+    #: INFO bodies for the initiator that wait for his ACK
+    after_ack: list[McpttInfo] = field(default_factory=list)
+    #: who may go on in the initiator's place when he is lost, in his order
+    deputies: tuple[str, ...] = ()
+    #: who made the newest key that was passed on
+    signer: str = ""
+    #: the signer's list of members, signed and opaque (security rule 20)
+    member_list: bytes | None = None
+    #: who was in the call and was not removed, and whose leg was lost rather than ended
+    former: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+    #: user -> contact of the device at which he asked to join again
+    wanted_at: dict[str, str] = field(default_factory=dict)
+    #: when the operator is told of the members, and was
+    members_due: float | None = None
+    members_told: float = float("-inf")
 
     @property
     def initiator(self) -> str:
         return self.machine.initiator
+
+    @property
+    def director(self) -> Leg | None:
+        """The leg of the one who makes keys, adds and removes: the initiator, or his first deputy who is there."""
+        return next((self.legs[user] for user in (self.initiator, *self.deputies) if user in self.legs), None)
+
+    def directs(self, user: str) -> bool:
+        director = self.director
+        return director is not None and director.user == user
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +151,41 @@ class ControllingSettings:
 
     identity: str  # public service identity, e.g. sip:mcptt@mcx.example
     domain: str  # host name in Warnings and group ids
-    answer_mode: str = "Auto"
-    roster_interval: float = 5.0  # RFC 4575 3.10: not more than one NOTIFY in this time
+    #: of a call whose initiator did not ask for another one
+    commencement: Commencement = Commencement.AUTOMATIC
+    roster_interval: float = 5.0  # seconds; RFC 4575 3.10: not more than one NOTIFY in this time
+    #: calls at one time; beyond, 500 with Retry-After
+    max_calls: int = 1000
+    retry_after: int = 10
+    #: session timer of every leg (RFC 4028), seconds; 0: none
+    session_expires: int = 1800
+    #: seconds between two words to the operator on a call's members
+    members_interval: float = 0.2
+    #: value of Resource-Priority (RFC 8101) of a call's INVITEs to members
+    resource_priority: Mapping[Urgency, str] = field(
+        default_factory=lambda: {
+            Urgency.NORMAL: "mcpttp.5", Urgency.IMMINENT_PERIL: "mcpttp.10", Urgency.EMERGENCY: "mcpttp.15",
+        }
+    )
 
 
 class Refusal(SipError):
-    """Why a request is not done, with the answer that says so."""
+    """Why a request is not done, with the answer that says so: ``info`` is stated in its body."""
 
-    def __init__(self, status: int, warning: str | None, because: str) -> None:
+    def __init__(
+        self,
+        status: int,
+        warning: str | None,
+        because: str,
+        *,
+        info: McpttInfo | None = None,
+        headers: Sequence[tuple[str, object]] = (),
+    ) -> None:
         super().__init__(because)
         self.status = status
         self.warning = warning
+        self.info = info
+        self.headers = list(headers)
 
 
 def names_dialog(value: str, session: InviteSession) -> bool:

@@ -17,6 +17,7 @@ from mcptt_sip.mcptt.contents import NOT_IN_CALL, Contents, read_contents, warni
 from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.groupcall import KeyMessageCheck, Leg, Refusal
 from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MIKEY, Acknowledgement, KeyingError, i_message
+from mcptt_sip.mcptt.memberlist import MAX_MEMBER_LIST, MEMBER_LIST
 from mcptt_sip.mcptt.policy import warning_text
 from mikey import MikeyError
 
@@ -44,10 +45,14 @@ class KeyMessages:
             contents = read_contents(incoming.request)
             if len(contents.acknowledgements) == 1:
                 self._pass_acknowledgement(leg, contents.acknowledgements[0], now)
-            elif contents.mikey is not None and leg.initiator:
+            elif not leg.call.directs(sender):
+                raise Refusal(403, warning_text(190), "only the initiator, or his deputy, sends keys")
+            elif contents.mikey is not None:
                 self._pass_key(leg, contents, now)
+            elif contents.member_list is not None:
+                self._pass_member_list(leg, contents.member_list, now)
             else:
-                raise Refusal(403, warning_text(190), "only the initiator sends keys")
+                raise Refusal(415, None, "neither a key, nor an acknowledgement, nor a list of members")
         except Refusal as refusal:
             log.info("group=%s user=%s MESSAGE refused: %s", leg.call.group, sender, refusal)
             incoming.respond(refusal.status, headers=self._warning(refusal.warning), now=now)
@@ -79,6 +84,7 @@ class KeyMessages:
             [Part(documents.MCPTT_INFO, info.encode()), Part(MIKEY, contents.mikey)], self._token
         )
         target.session.send("MESSAGE", body=body, content_type=content_type, now=now)
+        target.key_from = call.signer = leg.user
         self._bind(target, csb_id)
         if contents.info.initiator_guk_id is not None:
             self._bind(leg, contents.info.initiator_guk_id)
@@ -96,10 +102,22 @@ class KeyMessages:
     def _pass_acknowledgement(self, leg: Leg, octets: bytes, now: float) -> None:
         if Acknowledgement.decode(octets).user != leg.user:
             raise Refusal(403, warning_text(190), "an acknowledgement in another user's name")
-        initiator = leg.call.legs.get(leg.call.initiator)
-        if initiator is None:
+        signer = leg.call.legs.get(leg.key_from or leg.call.initiator)
+        if signer is None:
             raise Refusal(403, warning_text(100, "the initiator is gone"), "the initiator is gone")
-        initiator.session.send("MESSAGE", body=octets, content_type=ACKNOWLEDGEMENT, now=now)
+        signer.session.send("MESSAGE", body=octets, content_type=ACKNOWLEDGEMENT, now=now)
+
+    @staticmethod
+    def _pass_member_list(leg: Leg, octets: bytes, now: float) -> None:
+        """To everyone who subscribed to the roster or is a deputy; it is signed, and opaque here (rule 20)."""
+        call = leg.call
+        if len(octets) > MAX_MEMBER_LIST:
+            raise Refusal(413, None, f"a list of members of {len(octets)} octets")
+        call.member_list = octets
+        for user in sorted({*call.deputies, *call.roster.watching} - {leg.user}):
+            target = call.legs.get(user)
+            if target is not None and target.in_media:
+                target.session.send("MESSAGE", body=octets, content_type=MEMBER_LIST, now=now)
 
     def _warning(self, text: str | None, plain: str | None = None) -> list[tuple[str, object]]:
         return warning_header(self._domain, text or plain)

@@ -17,7 +17,8 @@ from mcptt_sip.flow import Flow
 from mcptt_sip.headers import NameAddr
 from mcptt_sip.mcptt.contents import Headers, read_contents, warning_header
 from mcptt_sip.mcptt.keying import KeyingError, i_message
-from mcptt_sip.mcptt.policy import Policy, UserProfile, warning_text
+from mcptt_sip.mcptt.policy import Policy, warning_text
+from mcptt_sip.mcptt.userprofile import UserProfile
 from mcptt_sip.message import Request
 from mcptt_sip.registrar import Registrar
 from mikey import Keyring, KeyType, MikeyError, ReplayCache, TransportKey, unseal
@@ -69,7 +70,8 @@ class ParticipatingFunction:
         self._registrar = registrar
         self._keys = csk_keys
         self._replay = replay
-        self._destinations: dict[str, Destination] = {}
+        #: user -> contact -> what came with its registration
+        self._destinations: dict[str, dict[str, Destination]] = {}
         self._digest = DigestAuthenticator(domain, self._password, token, algorithms=("SHA-256",))
 
     def _password(self, username: str) -> str | None:
@@ -106,20 +108,26 @@ class ParticipatingFunction:
         outcome = self._registrar.register(request, flow, now)
         if outcome.status >= 300:
             return Answer(outcome.status, list(outcome.headers), "registrar")
-        bindings = self._registrar.bindings(profile.uri, now)
-        held = self._destinations.get(profile.uri)
-        if not bindings:
-            self._destinations.pop(profile.uri, None)
-        elif csk is not None:
-            newest = max(bindings, key=lambda binding: binding.registered)
-            self._destinations[profile.uri] = Destination(
-                profile.uri, str(newest.contact), flow, csk, contents.info.client_id or "",
-                profile.user_priority,
-            )
-        elif held is None or held.flow != flow:
+        contacts = {str(binding.contact): binding for binding in self._registrar.bindings(profile.uri, now)}
+        known = self._destinations.get(profile.uri, {})
+        mine = [contact for contact, binding in contacts.items() if binding.flow == flow]
+        held = {contact: destination for contact, destination in known.items() if contact in contacts}
+        if csk is not None:
+            client_id = contents.info.client_id or ""
+            for contact in mine:
+                held[contact] = Destination(profile.uri, contact, flow, csk, client_id, profile.user_priority)
+        unkeyed = [contact for contact in mine if contact not in held or held[contact].flow != flow]
+        self._set(profile.uri, held)
+        if unkeyed:
             return Answer(403, self._warning(100), f"{profile.uri} registers without a CSK")
-        log.info("call-id=%s user=%s registered bindings=%d", request.headers.call_id, profile.uri, len(bindings))
+        log.info("call-id=%s user=%s registered bindings=%d", request.headers.call_id, profile.uri, len(contacts))
         return Answer(200, list(outcome.headers), "registered")
+
+    def _set(self, user: str, destinations: dict[str, Destination]) -> None:
+        if destinations:
+            self._destinations[user] = destinations
+        else:
+            self._destinations.pop(user, None)
 
     def _open_csk(self, octets: bytes | None, user: str, now: float) -> TransportKey | None:
         if octets is None:
@@ -135,18 +143,29 @@ class ParticipatingFunction:
         )
         return opened.key
 
+    def destinations(self, user: str, now: float) -> list[Destination]:
+        """Every device where ``user`` can be invited, preferred ones first."""
+        known = self._destinations.get(user, {})
+        bindings = self._registrar.bindings(user, now) if known else ()
+        return [known[str(binding.contact)] for binding in bindings if str(binding.contact) in known]
+
     def locate(self, user: str, now: float) -> Destination | None:
-        """Where to send an invitation, ``None`` when the user is not registered."""
-        destination = self._destinations.get(user)
-        if destination is None or not self._registrar.bindings(user, now):
-            return None
-        return destination
+        """The first of these, ``None`` when the user is not registered."""
+        return next(iter(self.destinations(user, now)), None)
+
+    def device(self, user: str, request: Request, flow: Flow | None, now: float) -> Destination | None:
+        """The registration that a request of ``user`` comes from: that of its flow, else that of its contact."""
+        places = self.destinations(user, now)
+        contacts = [str(contact.uri) for contact in request.headers.contact]
+        by_flow = [place for place in places if place.flow == flow]
+        by_contact = [place for place in by_flow or places if place.contact in contacts]
+        return next(iter(by_contact or by_flow or places), None)
 
     def flow_lost(self, flow: Flow, now: float) -> None:
         """A registration over a flow that is gone reaches nobody."""
-        for user, destination in list(self._destinations.items()):
-            if destination.flow == flow:
-                del self._destinations[user]
+        for user, known in list(self._destinations.items()):
+            if any(destination.flow == flow for destination in known.values()):
+                self._set(user, {contact: at for contact, at in known.items() if at.flow != flow})
                 log.info("user=%s flow lost", user)
         self._registrar.flow_lost(flow, now)
 

@@ -1,43 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may do what: user profiles in the words of TS 24.484, and the warnings of TS 24.379.
+"""Who may do what: the rules of a temporary group call as one table, and the warnings of TS 24.379.
 
-A question gets a :class:`Decision`: allowed, or a SIP status with the Warning text that tells the user
-why. Decisions explain themselves (``because``), so that an operator can ask for them.
+A question gets a :class:`Decision`: allowed, or a SIP status with the Warning text that tells the user why.
+Decisions explain themselves: :meth:`Policy.explain` gives every rule with what it says, in the order of the table.
 """
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
 
 from mcptt_sip.errors import SipError
+from mcptt_sip.mcptt.userprofile import ProfileError, UserProfile
 
 #: TS 24.379 warning texts that can occur here: MC code -> (SIP status, text). The code stands inside the
 #: quotes; the warn-code is always 399 and the agent a host name (4.4.2).
 WARNINGS: Mapping[int, tuple[int, str]] = {
     100: (403, "function not allowed due to {reason}"),
+    102: (486, "too many simultaneous affiliations"),
     103: (486, "maximum simultaneous MCPTT group calls reached"),
-    104: (403, "isfocus not assigned"),
     107: (403, "user not authorised to make private calls"),
     110: (480, "user declined the call invitation"),
     111: (200, "group call proceeded without all required group members"),
     112: (480, "group call abandoned due to required group members not part of the group session"),
+    117: (404, "the group identity indicated in the request is a prearranged group"),
     119: (403, "user is not authorised to initiate the group call"),
     121: (403, "user is not authorised to join the group call"),
     122: (486, "too many participants"),
     123: (200, "MCPTT session already exists"),
-    127: (403, "user not authorised to be called"),
+    125: (403, "user not authorised to make private call with automatic commencement"),
+    126: (403, "user not authorised to make private call with manual commencement"),
+    127: (403, "user not authorised to be called in private call"),
     128: (403, "isfocus already assigned"),
     136: (488, "authentication of the MIKEY-SAKKE I_MESSAGE failed"),
     137: (404, "the indicated group call does not exist"),
     138: (403, "subscription of conference events not allowed"),
+    140: (403, "unable to decrypt XML content"),
     141: (404, "user unknown to the participating function"),
     142: (404, "unable to determine the controlling function"),
+    143: (403, "not authorised to force auto answer"),
     144: (403, "user not authorised to call this particular user"),
     145: (403, "unable to determine called party"),
+    146: (480, "T-PF unable to determine the service settings for the called user"),
+    149: (200, "SIP INFO request pending"),
+    150: (403, "invalid combinations of data received in MIME body"),
     165: (403, "group ID for regroup already in use"),
     190: (403, "user is not authorised to modify the group call participants"),
 }
@@ -67,68 +76,194 @@ class Decision:
     def no(cls, warning: int, because: str, reason: str | None = None) -> Decision:
         return cls(False, because, WARNINGS[warning][0], warning, reason)
 
+    @property
+    def warning_text(self) -> str | None:
+        """The Warning that goes with a refusal."""
+        return None if self.warning is None else warning_text(self.warning, self.reason)
+
+
+class Commencement(Enum):
+    """How the called users are to answer (24.379 11.1.1): the value, and the header that asks for it."""
+
+    AUTOMATIC = ("Answer-Mode", "Auto")
+    MANUAL = ("Answer-Mode", "Manual")
+    FORCED = ("Priv-Answer-Mode", "Auto")
+
+    @property
+    def header(self) -> tuple[str, str]:
+        return self.value
+
+
+class Urgency(Enum):
+    """What a call says of itself; each step goes before the one above it, in SIP and on the floor."""
+
+    NORMAL = "normal"
+    IMMINENT_PERIL = "imminent-peril"
+    EMERGENCY = "emergency"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a user takes part in now: group calls (N6) and affiliations (N2)."""
+
+    calls: int = 0
+    affiliations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """May ``caller`` call ``target``? The profiles are ``None`` for who is not known."""
+
+    caller: str
+    target: str
+    calling: UserProfile | None
+    called: UserProfile | None
+    commencement: Commencement = Commencement.AUTOMATIC
+    urgency: Urgency = Urgency.NORMAL
+    load: Load = Load()
+    target_load: Load = Load()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row: ``holds`` is asked with both profiles known, unless ``for_unknown``."""
+
+    what: str
+    warning: int
+    holds: Callable[[Question, UserProfile, UserProfile], bool]
+    but: str  # with {caller}, {target} and the profiles' fields {n6}, {n2}
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one rule says. ``because`` is its sentence for this question."""
+
+    what: str
+    holds: bool
+    because: str
+    warning: int
+    reason: str | None
+
+
+_NOBODY = UserProfile("")
+
+#: step 2 for the INVITE: the rights and limits of the initiator himself
+STARTING: tuple[Rule, ...] = (
+    Rule("the caller has a profile", 141, lambda q, a, b: q.calling is not None, "{caller} has no profile"),
+    Rule("allow-regroup", 119, lambda q, a, b: a.allow_regroup, "{caller}: allow-regroup is not true"),
+    Rule(
+        "MaxSimultaneousCallsN6", 103, lambda q, a, b: q.load.calls < a.max_simultaneous_calls,
+        "{caller}: MaxSimultaneousCallsN6 is {a.max_simultaneous_calls}",
+    ),
+    Rule(
+        "MaxAffiliationsN2", 102, lambda q, a, b: q.load.affiliations < a.max_affiliations,
+        "{caller}: MaxAffiliationsN2 is {a.max_affiliations}",
+    ),
+    Rule(
+        "allow-automatic-commencement", 125,
+        lambda q, a, b: q.commencement is not Commencement.AUTOMATIC or a.allow_automatic_commencement,
+        "{caller}: allow-automatic-commencement is not true",
+    ),
+    Rule(
+        "allow-manual-commencement", 126,
+        lambda q, a, b: q.commencement is not Commencement.MANUAL or a.allow_manual_commencement,
+        "{caller}: allow-manual-commencement is not true",
+    ),
+    Rule(
+        "allow-force-auto-answer", 143,
+        lambda q, a, b: q.commencement is not Commencement.FORCED or a.allow_force_auto_answer,
+        "{caller}: allow-force-auto-answer is not true",
+    ),
+    Rule(
+        "allow-emergency-group-call", 100,
+        lambda q, a, b: q.urgency is not Urgency.EMERGENCY or a.allow_emergency_group_call,
+        "{caller}: allow-emergency-group-call is not true", "user authorisation",
+    ),
+    Rule(
+        "allow-imminent-peril-call", 100,
+        lambda q, a, b: q.urgency is not Urgency.IMMINENT_PERIL or a.allow_imminent_peril_call,
+        "{caller}: allow-imminent-peril-call is not true", "user authorisation",
+    ),
+)
+
+#: step 2 for the INVITE's target and again for every REFER: may this user be keyed and called by that one?
+CALLING: tuple[Rule, ...] = (
+    Rule("the caller has a profile", 141, lambda q, a, b: q.calling is not None, "{caller} has no profile"),
+    Rule("allow-private-call", 107, lambda q, a, b: a.allow_private_call, "{caller}: allow-private-call is not true"),
+    Rule(
+        "allow-private-call-media-protection", 100, lambda q, a, b: a.allow_private_call_media_protection,
+        "{caller}: no allow-private-call-media-protection", "user authorisation",
+    ),
+    Rule(
+        "allow-private-call-floor-control-protection", 100,
+        lambda q, a, b: a.allow_private_call_floor_control_protection,
+        "{caller}: no allow-private-call-floor-control-protection", "user authorisation",
+    ),
+    Rule(
+        "PrivateCallList", 144,
+        lambda q, a, b: a.allow_private_call_to_any_user or q.target in a.private_call_list,
+        "{caller}: {target} is not in PrivateCallList",
+    ),
+    Rule("the called user has a profile", 141, lambda q, a, b: q.called is not None, "{target} has no profile"),
+    Rule(
+        "allow-private-call-participation", 127, lambda q, a, b: b.allow_private_call_participation,
+        "{target}: no allow-private-call-participation",
+    ),
+    Rule(
+        "allow-adhoc-group-call-participation", 127, lambda q, a, b: b.allow_adhoc_group_call_participation,
+        "{target}: no allow-adhoc-group-call-participation",
+    ),
+    Rule(
+        "IncomingPrivateCallList", 127,
+        lambda q, a, b: b.allow_to_receive_private_call_from_any_user or q.caller in b.incoming_private_call_list,
+        "{target}: {caller} is not in IncomingPrivateCallList",
+    ),
+    Rule(
+        "MaxSimultaneousCallsN6 of the called user", 103,
+        lambda q, a, b: q.target_load.calls < b.max_simultaneous_calls,
+        "{target}: MaxSimultaneousCallsN6 is {b.max_simultaneous_calls}",
+    ),
+    Rule(
+        "MaxAffiliationsN2 of the called user", 102,
+        lambda q, a, b: q.target_load.affiliations < b.max_affiliations,
+        "{target}: MaxAffiliationsN2 is {b.max_affiliations}",
+    ),
+)
+
+
+def findings(rules: Sequence[Rule], question: Question) -> list[Finding]:
+    """What each rule says of ``question``."""
+    calling, called = question.calling or _NOBODY, question.called or _NOBODY
+    return [
+        Finding(
+            rule.what,
+            rule.holds(question, calling, called),
+            rule.but.format(caller=question.caller, target=question.target, a=calling, b=called),
+            rule.warning,
+            rule.reason,
+        )
+        for rule in rules
+    ]
+
+
+def decide(rules: Sequence[Rule], question: Question) -> Decision:
+    """The first rule that does not hold refuses."""
+    for finding in findings(rules, question):
+        if not finding.holds:
+            return Decision.no(finding.warning, finding.because, finding.reason)
+    return Decision.yes(f"{question.caller} may call {question.target} in a user regroup")
+
 
 class PolicyError(SipError):
     """The policy file is not usable; the message names the place."""
 
 
-@dataclass(frozen=True, slots=True)
-class UserProfile:
-    """A user's rights (TS 24.484, ``urn:3gpp:mcptt:user-profile:1.0``). A missing right is not given.
-
-    Field names are the elements' names with ``_`` for ``-``; ``max_simultaneous_calls`` is
-    MaxSimultaneousCallsN6.
-    """
-
-    uri: str
-    username: str = ""
-    #: password of the digest (RFC 7616); from the policy file, never printed
-    password: str = field(default="", repr=False)
-    allow_regroup: bool = False
-    allow_private_call: bool = False
-    allow_private_call_to_any_user: bool = False
-    private_call_list: tuple[str, ...] = ()
-    allow_private_call_participation: bool = True
-    allow_private_call_media_protection: bool = True
-    allow_automatic_commencement: bool = True
-    allow_manual_commencement: bool = True
-    user_priority: int = 5
-    max_simultaneous_calls: int = 8
-
-
-#: spelling in the file -> field
-_NAMES = {
-    **{f.name.replace("_", "-"): f.name for f in fields(UserProfile) if f.name != "uri"},
-    "PrivateCallList": "private_call_list",
-    "MaxSimultaneousCallsN6": "max_simultaneous_calls",
-}
-
-
-def _profile(uri: str, table: Mapping[str, Any]) -> UserProfile:
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        name = _NAMES.get(key)
-        if name is None:
-            near = difflib.get_close_matches(key, _NAMES, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise PolicyError(f"user {uri}: unknown entry {key!r}{hint}")
-        wanted = type(getattr(UserProfile(uri), name))
-        if wanted is tuple:
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise PolicyError(f"user {uri}: {key} must be a list of URIs")
-            value = tuple(value)
-        elif type(value) is not wanted:
-            raise PolicyError(f"user {uri}: {key} must be {wanted.__name__}, not {type(value).__name__}")
-        values[name] = value
-    values.setdefault("username", uri.partition(":")[2].partition("@")[0])
-    return UserProfile(uri, **values)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Policy:
     """All profiles, and the questions the participating and controlling functions ask."""
 
-    profiles: Mapping[str, UserProfile]
+    profiles: Mapping[str, UserProfile] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Policy:
@@ -147,41 +282,48 @@ class Policy:
         for uri, table in users.items():
             if not isinstance(table, dict):
                 raise PolicyError(f"user {uri} must be a table")
-            profiles[uri] = _profile(uri, table)
-        names = [p.username for p in profiles.values()]
-        for name in names:
-            if names.count(name) > 1:
-                raise PolicyError(f"username {name!r} stands in two profiles")
-        return cls(profiles)
+            try:
+                profiles[uri] = UserProfile.of_table(uri, table)
+            except ProfileError as error:
+                raise PolicyError(str(error)) from None
+        policy = cls(profiles)
+        for profile in profiles.values():
+            if policy._usernames[profile.username] is not profile:
+                raise PolicyError(f"username {profile.username!r} stands in two profiles")
+        return policy
+
+    @cached_property
+    def _usernames(self) -> dict[str, UserProfile]:
+        return {profile.username: profile for profile in self.profiles.values()}
 
     def by_username(self, username: str) -> UserProfile | None:
-        return next((p for p in self.profiles.values() if p.username == username), None)
+        return self._usernames.get(username)
 
-    def may_start_regroup(self, initiator: str, target: str, *, calls: int = 0) -> Decision:
+    def question(
+        self,
+        caller: str,
+        target: str,
+        *,
+        commencement: Commencement = Commencement.AUTOMATIC,
+        urgency: Urgency = Urgency.NORMAL,
+        load: Load | None = None,
+        target_load: Load | None = None,
+    ) -> Question:
+        """With what the profiles say of both."""
+        profiles = self.profiles
+        return Question(
+            caller, target, profiles.get(caller), profiles.get(target), commencement, urgency, load or Load(),
+            target_load or Load(),
+        )
+
+    def may_start_regroup(self, question: Question) -> Decision:
         """Step 2 for the INVITE: the right to regroup, and to call this user."""
-        profile = self.profiles.get(initiator)
-        if profile is None:
-            return Decision.no(141, f"{initiator} has no profile")
-        if not profile.allow_regroup:
-            return Decision.no(119, f"{initiator}: allow-regroup is not true")
-        if calls >= profile.max_simultaneous_calls:
-            return Decision.no(103, f"{initiator}: MaxSimultaneousCallsN6 is {profile.max_simultaneous_calls}")
-        return self.may_add(initiator, target)
+        return decide((*STARTING, *CALLING[1:]), question)
 
-    def may_add(self, initiator: str, target: str) -> Decision:
+    def may_add(self, question: Question) -> Decision:
         """Step 2 for every REFER: may this user be keyed and called by that one?"""
-        profile = self.profiles.get(initiator)
-        if profile is None:
-            return Decision.no(141, f"{initiator} has no profile")
-        if not profile.allow_private_call:
-            return Decision.no(107, f"{initiator}: allow-private-call is not true")
-        if not profile.allow_private_call_media_protection:
-            return Decision.no(100, f"{initiator}: no allow-private-call-media-protection", "user authorisation")
-        if not profile.allow_private_call_to_any_user and target not in profile.private_call_list:
-            return Decision.no(144, f"{initiator}: {target} is not in PrivateCallList")
-        called = self.profiles.get(target)
-        if called is None:
-            return Decision.no(141, f"{target} has no profile")
-        if not called.allow_private_call_participation:
-            return Decision.no(127, f"{target}: no allow-private-call-participation")
-        return Decision.yes(f"{initiator} may call {target} in a user regroup")
+        return decide(CALLING, question)
+
+    def explain(self, question: Question) -> list[Finding]:
+        """Every rule for an INVITE, whether it refuses or not."""
+        return findings((*STARTING, *CALLING[1:]), question)

@@ -9,8 +9,9 @@ socket and no clock; an I_MESSAGE passes through in the order that carries it an
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from mcptt_sip.mcptt.policy import WARNINGS, warning_text
@@ -47,11 +48,15 @@ class RegroupSettings:
     #: TNG1: after this long the initiator is answered with those who accepted, or the call is abandoned
     answer_time_limit: float = 30.0
     proceed_at_time_limit: bool = True
+    #: the first user's refusal does not end a call to which others may still be added; TNG1 does
+    stay_when_refused: bool = False
     #: how long one user may ring
     ring_time_limit: float = 60.0
     max_participants: int = 1000
     #: TNG3, the longest a call may last
     max_duration: float = 4 * 3600.0
+    #: T4 of the floor: a call in which nobody talks for so long ends; 0: never
+    max_silence: float = 1800.0
     #: a call whose initiator is gone goes on under the key it has; nobody can add or rekey any more
     keep_without_initiator: bool = True
 
@@ -75,10 +80,13 @@ class On(Enum):
     NOBODY_LEFT_TO_WAIT_FOR = auto()
     TNG1_PROCEED = auto()
     TNG1_ABANDON = auto()
+    REQUIRED_REFUSED = auto()
     TNG3 = auto()
+    SILENT = auto()
     INITIATOR_CANCELLED = auto()
     INITIATOR_RELEASED = auto()
     INITIATOR_LEFT = auto()
+    INITIATOR_RETURNED = auto()
     ALONE = auto()
 
 
@@ -97,8 +105,8 @@ class OnMember(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class AffiliateInitiator:
-    """Step 3."""
+class AffiliateImplicitly:
+    """Step 3 for the initiator; a member's affiliation follows from his 200 (17.4.2.2)."""
 
     user: str
 
@@ -118,10 +126,12 @@ class InviteMember:
 
 @dataclass(frozen=True, slots=True)
 class AnswerInitiator:
-    """Step 9. Warnings are MC codes; acknowledgements pass on opaquely."""
+    """Step 9. Warnings are MC codes; acknowledgements pass on opaquely. ``missing`` are the users without whom the
+    call proceeds, for the INFO of 6.3.3.3."""
 
     acknowledgements: tuple[bytes, ...]
     warnings: tuple[int, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +142,10 @@ class RefuseInitiator:
 
 @dataclass(frozen=True, slots=True)
 class ReportAdd:
-    """The outcome of a REFER, for its NOTIFY. ``handle`` is what the caller gave with it."""
+    """The outcome of a REFER, for its NOTIFY. ``handle`` is what the caller gave with it; ``None`` where the REFER
+    wanted no subscription and the outcome goes into the roster."""
 
-    handle: object
+    handle: object | None
     user: str
     status: int
     warning: str | None = None
@@ -164,9 +175,10 @@ class ReleaseInitiator:
 
 @dataclass(frozen=True, slots=True)
 class RosterChanged:
-    """``users`` are those connected now, the initiator included."""
+    """``user`` is in the call now, or not any more."""
 
-    users: tuple[str, ...]
+    user: str
+    connected: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +187,7 @@ class CallReleased:
 
 
 Order = (
-    AffiliateInitiator
+    AffiliateImplicitly
     | UndoAffiliation
     | InviteMember
     | AnswerInitiator
@@ -191,11 +203,13 @@ Order = (
 
 @dataclass(slots=True)
 class Member:
-    """One named user. ``report`` is the handle of the REFER that asked for him, until it is answered."""
+    """One named user. ``reports`` are the handles of the REFERs that asked for him, until they are answered; a REFER
+    that was sent again asks for the same."""
 
     user: str
     state: MemberState = MemberState.GONE
-    report: object | None = None
+    reports: list[object | None] = field(default_factory=list)
+    key: bytes = b""  # SHA-256 of his I_MESSAGE, while he is invited
     rings_until: float | None = None
 
 
@@ -208,6 +222,10 @@ class _Outcome:
     acknowledgement: bytes | None = None
     key: bytes = b""
     handle: object | None = None
+
+
+#: the handle of the initiator's INVITE, which reports by its own answer
+_NO_REPORT = object()
 
 
 class TemporaryGroupCall:
@@ -225,7 +243,11 @@ class TemporaryGroupCall:
         self.settings = settings or RegroupSettings()
         self.state = CallState.INVITING
         self.members: dict[str, Member] = {}
+        self._connected: dict[str, Member] = {}
+        self._invited: dict[str, Member] = {}
         self.initiator_present = True
+        self.required: frozenset[str] = frozenset()
+        self._given_up: set[str] = set()  # required members who refused
         self._acknowledgements: list[bytes] = []
         self._last_refusal: tuple[int, str | None] = (480, None)
         self._out: list[Order] = []
@@ -234,23 +256,42 @@ class TemporaryGroupCall:
 
     # --- what arrives ---------------------------------------------------------------------------------
 
-    def start(self, user: str, key: bytes, now: float) -> None:
-        """Steps 3 and 4: the initiator's INVITE, already authorised, names ``user``."""
-        self._out.append(AffiliateInitiator(self.initiator))
-        self._on_member(OnMember.ADDED, user, now, _Outcome(key=key))
+    def start(self, user: str, key: bytes, now: float, *, required: Iterable[str] = ()) -> None:
+        """Steps 3 and 4: the initiator's INVITE, already authorised, names ``user``.
 
-    def add(self, user: str, key: bytes, handle: object, now: float) -> None:
-        """Step 7: one REFER, already authorised. Its outcome comes as :class:`ReportAdd`."""
-        if self.state is CallState.RELEASED:
-            self._out.append(ReportAdd(handle, user, 481, warning_text(137)))
+        ``required`` are users without whom it is not to be answered before TNG1; they may be added later.
+        """
+        self.required = frozenset(required) - {self.initiator}
+        self._out.append(AffiliateImplicitly(self.initiator))
+        self._on_member(OnMember.ADDED, user, now, _Outcome(key=key, handle=_NO_REPORT))
+
+    def add(self, user: str, key: bytes, handle: object | None, now: float) -> None:
+        """Step 7: one REFER, already authorised. Its outcome comes as :class:`ReportAdd`.
+
+        The same REFER once more (the same I_MESSAGE, while the user is being invited) waits for the same outcome.
+        """
+        refusal = self.refusal_of(user, key)
+        if refusal is not None:
+            self._out.append(ReportAdd(handle, user, *refusal))
             return
-        if user == self.initiator or self._state_of(user) is not MemberState.GONE:
-            self._out.append(ReportAdd(handle, user, 486, warning_text(123)))
-            return
-        if len(self.connected) + len(self.invited) + 1 >= self.settings.max_participants:
-            self._out.append(ReportAdd(handle, user, WARNINGS[122][0], warning_text(122)))
+        member = self.members.get(user)
+        if member is not None:
+            member.reports.append(handle)
             return
         self._on_member(OnMember.ADDED, user, now, _Outcome(key=key, handle=handle))
+
+    def refusal_of(self, user: str, key: bytes) -> tuple[int, str] | None:
+        """Why ``user`` cannot be added now, as (status, Warning text); ``None`` when he can."""
+        if self.state is CallState.RELEASED:
+            return 481, warning_text(137)
+        member = self.members.get(user)
+        if member is not None and member.state is MemberState.INVITED and member.key == _digest(key):
+            return None
+        if user == self.initiator or member is not None:
+            return 486, warning_text(123)
+        if len(self.members) + 1 >= self.settings.max_participants:
+            return WARNINGS[122][0], warning_text(122)
+        return None
 
     def accepted(self, user: str, acknowledgement: bytes | None, now: float) -> None:
         """Step 6: the user's 200, with his acknowledgement when it has one."""
@@ -264,7 +305,7 @@ class TemporaryGroupCall:
         """A member's BYE, or his leg is dead."""
         self._on_member(OnMember.LEFT, user, now, _Outcome(status=487))
 
-    def remove(self, user: str, handle: object, now: float) -> None:
+    def remove(self, user: str, handle: object | None, now: float) -> None:
         """A REFER with method BYE. Removing who is not there succeeds: the wish is fulfilled."""
         if user == self.initiator:
             self._out.append(ReportAdd(handle, user, 403, warning_text(190)))
@@ -273,28 +314,41 @@ class TemporaryGroupCall:
         self._out.append(ReportAdd(handle, user, 200))
 
     def initiator_cancelled(self, now: float) -> None:
+        """CANCEL. One that crossed the 200 ends the call as well: the initiator is not in it."""
         self._on(On.INITIATOR_CANCELLED, now)
+
+    def silent(self, now: float) -> None:
+        """T4 of the floor ran out."""
+        self._on(On.SILENT, now)
 
     def initiator_left(self, *, release: bool, now: float) -> None:
         """The initiator's BYE (``release``: with the Reason that ends it for all), or his leg is dead."""
         everybody = release or self.state is CallState.INVITING or not self.settings.keep_without_initiator
         self.initiator_present = False
+        self._out.append(UndoAffiliation(self.initiator))
         self._on(On.INITIATOR_RELEASED if everybody else On.INITIATOR_LEFT, now)
         self._alone(now)
+
+    def initiator_returned(self, now: float) -> None:
+        """He joins again, whether his loss was noticed or not."""
+        self.initiator_present = True
+        self._on(On.INITIATOR_RETURNED, now)
 
     # --- time -----------------------------------------------------------------------------------------
 
     def next_timer(self) -> float | None:
-        due = [self._tng1, self._tng3, *(m.rings_until for m in self.members.values())]
+        # everybody may ring equally long: who was invited first is the first to have rung too long
+        ringing = next(iter(self._invited.values()), None)
+        due = [self._tng1, self._tng3, ringing.rings_until if ringing else None]
         return min((at for at in due if at is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
-        for member in list(self.members.values()):
+        for member in list(self._invited.values()):
             if member.rings_until is not None and member.rings_until <= now:
                 self._on_member(OnMember.RANG_TOO_LONG, member.user, now, _Outcome(status=408))
         if self._tng1 is not None and self._tng1 <= now:
             self._tng1 = None
-            proceed = self.settings.proceed_at_time_limit and bool(self.connected)
+            proceed = self.settings.proceed_at_time_limit and bool(self._connected)
             self._on(On.TNG1_PROCEED if proceed else On.TNG1_ABANDON, now)
         if self._tng3 is not None and self._tng3 <= now:
             self._tng3 = None
@@ -310,15 +364,11 @@ class TemporaryGroupCall:
     @property
     def connected(self) -> tuple[str, ...]:
         """Members who accepted; the initiator is not among them."""
-        return tuple(m.user for m in self.members.values() if m.state is MemberState.CONNECTED)
+        return tuple(self._connected)
 
     @property
     def invited(self) -> tuple[str, ...]:
-        return tuple(m.user for m in self.members.values() if m.state is MemberState.INVITED)
-
-    def _state_of(self, user: str) -> MemberState:
-        member = self.members.get(user)
-        return MemberState.GONE if member is None else member.state
+        return tuple(self._invited)
 
     # --- the tables' drivers --------------------------------------------------------------------------
 
@@ -334,34 +384,47 @@ class TemporaryGroupCall:
         if row is None:
             return
         member.state, action = row
+        places = {MemberState.INVITED: self._invited, MemberState.CONNECTED: self._connected}
+        for state, place in places.items():
+            if state is member.state:
+                place[user] = self.members[user] = member
+            else:
+                place.pop(user, None)
         if member.state is MemberState.GONE:
             self.members.pop(user, None)
-        else:
-            self.members[user] = member
         action(self, member, now, outcome)
 
     # --- actions on a member --------------------------------------------------------------------------
 
     def _invite(self, member: Member, now: float, outcome: _Outcome) -> None:
-        member.report = outcome.handle
+        if outcome.handle is not _NO_REPORT:
+            member.reports.append(outcome.handle)
+        member.key = _digest(outcome.key)
+        self._given_up.discard(member.user)
         member.rings_until = now + self.settings.ring_time_limit
         self._out.append(InviteMember(member.user, outcome.key))
 
     def _joined(self, member: Member, now: float, outcome: _Outcome) -> None:
         member.rings_until = None
-        if member.report is not None:
+        self._out.append(AffiliateImplicitly(member.user))
+        if member.reports:
             self._report(member, outcome)
         elif outcome.acknowledgement is not None:
             if self.state is CallState.INVITING:
                 self._acknowledgements.append(outcome.acknowledgement)
             else:
                 self._out.append(PassAcknowledgement(member.user, outcome.acknowledgement))
-        self._roster()
+        self._out.append(RosterChanged(member.user, True))
         self._check_condition(now)
 
     def _refused(self, member: Member, now: float, outcome: _Outcome) -> None:
         self._last_refusal = (outcome.status, outcome.warning)
         self._report(member, outcome)
+        self._out.append(RosterChanged(member.user, False))
+        if member.user in self.required:
+            self._given_up.add(member.user)
+            if not self.settings.proceed_at_time_limit:
+                self._on(On.REQUIRED_REFUSED, now)
         self._check_condition(now)
         self._alone(now)
 
@@ -372,18 +435,20 @@ class TemporaryGroupCall:
     def _removed_while_ringing(self, member: Member, now: float, outcome: _Outcome) -> None:
         self._rang_too_long(member, now, outcome)
 
-    def _removed(self, member: Member, now: float, _outcome: _Outcome) -> None:
+    def _removed(self, member: Member, now: float, outcome: _Outcome) -> None:
         self._out.append(ReleaseMember(member.user, answered=True))
-        self._roster()
-        self._alone(now)
+        self._gone(member, now, outcome)
 
-    def _gone(self, _member: Member, now: float, _outcome: _Outcome) -> None:
-        self._roster()
+    def _gone(self, member: Member, now: float, _outcome: _Outcome) -> None:
+        self._out.append(UndoAffiliation(member.user))
+        self._out.append(RosterChanged(member.user, False))
+        if self.state is CallState.INVITING:
+            self._check_condition(now)
         self._alone(now)
 
     def _report(self, member: Member, outcome: _Outcome) -> None:
-        if member.report is not None:
-            handle, member.report = member.report, None
+        handles, member.reports = member.reports, []
+        for handle in handles:
             self._out.append(
                 ReportAdd(handle, member.user, outcome.status, outcome.warning, outcome.acknowledgement)
             )
@@ -391,29 +456,39 @@ class TemporaryGroupCall:
     # --- actions on the call --------------------------------------------------------------------------
 
     def _check_condition(self, now: float) -> None:
-        if self.settings.answer_condition.met(len(self.connected), len(self.invited)):
+        if self.state is not CallState.INVITING:
+            return
+        connected, invited = self.connected, self.invited
+        waited_for = self.required - self._given_up - frozenset(connected)
+        if self.settings.answer_condition.met(len(connected), len(invited)) and not waited_for:
             self._on(On.CONDITION_MET, now)
-        elif not self.connected and not self.invited:
+        elif not connected and not invited and not self.settings.stay_when_refused:
             self._on(On.NOBODY_LEFT_TO_WAIT_FOR, now)
 
     def _alone(self, now: float) -> None:
-        present = len(self.connected) + len(self.invited)
-        if not self.initiator_present and present <= 1:
+        if not self.initiator_present and len(self.members) <= 1:
             self._on(On.ALONE, now)
 
     def _answer(self, _now: float) -> None:
-        self._tng1 = None
-        self._out.append(AnswerInitiator(tuple(self._acknowledgements)))
-        self._acknowledgements.clear()
+        missing = self.required - frozenset(self.connected)
+        self._answer_with((111,) if missing else (), missing)
 
     def _proceed(self, _now: float) -> None:
+        self._answer_with((111,), (self.required | frozenset(self.invited)) - frozenset(self.connected))
+
+    def _answer_with(self, warnings: tuple[int, ...], missing: frozenset[str]) -> None:
         self._tng1 = None
-        self._out.append(AnswerInitiator(tuple(self._acknowledgements), (111,)))
+        self._out.append(AnswerInitiator(tuple(self._acknowledgements), warnings, tuple(sorted(missing))))
         self._acknowledgements.clear()
+        self._out.append(RosterChanged(self.initiator, True))
 
     def _refuse(self, now: float) -> None:
         self._out.append(RefuseInitiator(*self._last_refusal))
         self._end("every invited user refused", now)
+
+    def _abandon_for_required(self, now: float) -> None:
+        self._out.append(RefuseInitiator(self._last_refusal[0], warning_text(112)))
+        self._end("abandoned: a required member refused", now)
 
     def _abandon(self, now: float) -> None:
         self._out.append(RefuseInitiator(WARNINGS[112][0], warning_text(112)))
@@ -426,9 +501,15 @@ class TemporaryGroupCall:
         self._end("released by the initiator", now)
 
     def _expired(self, now: float) -> None:
+        self._release_everybody("maximum duration", now)
+
+    def _fell_silent(self, now: float) -> None:
+        self._release_everybody("nobody talked for too long", now)
+
+    def _release_everybody(self, cause: str, now: float) -> None:
         if self.initiator_present:
-            self._out.append(ReleaseInitiator("maximum duration"))
-        self._end("maximum duration", now)
+            self._out.append(ReleaseInitiator(cause))
+        self._end(cause, now)
 
     def _refuse_and_expire(self, now: float) -> None:
         self._abandon(now)
@@ -437,21 +518,29 @@ class TemporaryGroupCall:
         self._end("at most one participant is left", now)
 
     def _go_on(self, _now: float) -> None:
-        self._roster()
+        self._out.append(RosterChanged(self.initiator, False))
+
+    def _come_back(self, _now: float) -> None:
+        self._out += [AffiliateImplicitly(self.initiator), RosterChanged(self.initiator, True)]
 
     def _end(self, cause: str, _now: float) -> None:
         self._tng1 = self._tng3 = None
         for member in self.members.values():
             self._report(member, _Outcome(status=487))
             self._out.append(ReleaseMember(member.user, answered=member.state is MemberState.CONNECTED))
-        self.members.clear()
+            if member.state is MemberState.CONNECTED:
+                self._out.append(UndoAffiliation(member.user))
+        for place in (self.members, self._connected, self._invited):
+            place.clear()
         self._acknowledgements.clear()
-        self._out.append(UndoAffiliation(self.initiator))
+        if self.initiator_present:
+            self._out.append(UndoAffiliation(self.initiator))
         self._out.append(CallReleased(cause))
 
-    def _roster(self) -> None:
-        first = (self.initiator,) if self.initiator_present else ()
-        self._out.append(RosterChanged(first + self.connected))
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 C, M, T = CallState, MemberState, TemporaryGroupCall
@@ -462,12 +551,16 @@ CALL_TABLE: dict[tuple[CallState, On], tuple[CallState, Callable[[TemporaryGroup
     (C.INVITING, On.NOBODY_LEFT_TO_WAIT_FOR): (C.RELEASED, T._refuse),
     (C.INVITING, On.TNG1_PROCEED): (C.RUNNING, T._proceed),
     (C.INVITING, On.TNG1_ABANDON): (C.RELEASED, T._abandon),
+    (C.INVITING, On.REQUIRED_REFUSED): (C.RELEASED, T._abandon_for_required),
     (C.INVITING, On.TNG3): (C.RELEASED, T._refuse_and_expire),
     (C.INVITING, On.INITIATOR_CANCELLED): (C.RELEASED, T._cancelled),
     (C.INVITING, On.INITIATOR_RELEASED): (C.RELEASED, T._released),
     (C.RUNNING, On.TNG3): (C.RELEASED, T._expired),
+    (C.RUNNING, On.SILENT): (C.RELEASED, T._fell_silent),
+    (C.RUNNING, On.INITIATOR_CANCELLED): (C.RELEASED, T._released),
     (C.RUNNING, On.INITIATOR_RELEASED): (C.RELEASED, T._released),
     (C.RUNNING, On.INITIATOR_LEFT): (C.RUNNING, T._go_on),
+    (C.RUNNING, On.INITIATOR_RETURNED): (C.RUNNING, T._come_back),
     (C.RUNNING, On.ALONE): (C.RELEASED, T._nobody),
 }
 

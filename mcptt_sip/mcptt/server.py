@@ -17,23 +17,21 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from mcptt_sip.endpoint import SipEndpoint
-from mcptt_sip.mcptt.affiliation import Affiliations
-from mcptt_sip.mcptt.contents import FEATURE_TAGS
 from mcptt_sip.mcptt.controlling import ControllingFunction
-from mcptt_sip.mcptt.groupcall import ControllingSettings, GroupMedia, Observer
-from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MIKEY
+from mcptt_sip.mcptt.groupcall import ControllingSettings, GroupMedia, MediaPlane, Observer
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription, MediaRefused
-from mcptt_sip.mcptt.participating import Destination, ParticipatingFunction
-from mcptt_sip.mcptt.policy import Policy
+from mcptt_sip.mcptt.participating import Destination
+from mcptt_sip.mcptt.policy import Policy, Urgency
 from mcptt_sip.mcptt.regroup import RegroupSettings
-from mcptt_sip.mcptt.service import McpttService
-from mcptt_sip.registrar import Registrar
-from mcptt_sip.stack import SipStack, StackSettings
+from mcptt_sip.mcptt.service import assemble
 from mcptt_sip.trace import TraceSink
 from mcptt_sip.transport import TransportSettings
-from media.relay_endpoint import GroupRelay
+from media.floor_messages import FloorIndicator
+from media.floor_server import FloorServerSettings
+from media.relay_endpoint import GroupRelay, GroupRelaySettings
 from media.srtp import SrtpKey
 from mikey import Keyring, ReplayCache, TransportKey, srtp_keys, verify
 
@@ -53,8 +51,9 @@ class ServerSettings:
     domain: str  # realm, domain of group ids, host in Warnings
     listen: tuple[tuple[str, str, int], ...] = (("udp", "127.0.0.1", 5060), ("tcp", "127.0.0.1", 5060))
     media_host: str = "127.0.0.1"
-    answer_mode: str = "Auto"
     regroup: RegroupSettings = RegroupSettings()
+    #: what the controlling function is told besides its names; see :class:`ControllingSettings`
+    controlling: ControllingSettings | None = None
     agent: TransportSettings = TransportSettings()
 
 
@@ -62,6 +61,14 @@ def floor_key(csk: TransportKey) -> SrtpKey:
     """The SRTCP master key and salt of floor control under ``csk`` (TS 33.180 9.4; both directions)."""
     master, salt = srtp_keys(csk, csb_id=csk.key_id, cs_id=FLOOR_CONTROL)
     return SrtpKey(master.reveal(), salt.reveal(), csk.key_id.to_bytes(4, "big"))
+
+
+#: what every floor message of a call says of it; a request that says the same goes before others on the floor
+URGENT = {
+    Urgency.NORMAL: FloorIndicator(0),
+    Urgency.IMMINENT_PERIL: FloorIndicator.IMMINENT_PERIL,
+    Urgency.EMERGENCY: FloorIndicator.EMERGENCY,
+}
 
 
 class RelayedMedia:
@@ -104,10 +111,23 @@ class RelayPlane:
         self._host = host
         self._clock = clock
         self._trace = trace
+        #: told the group of a call in which nobody has talked for too long
+        self.silent: Callable[[str], None] = lambda _group: None
 
-    def open(self, group: str) -> GroupMedia:
-        relay = GroupRelay(group, self._host, clock=self._clock)
+    def open(self, group: str, urgency: Urgency, max_silence: float) -> GroupMedia:
+        floor = FloorServerSettings(t4=max_silence) if max_silence else FloorServerSettings()
+        indicator = FloorIndicator.NORMAL | FloorIndicator.TEMPORARY_GROUP | FloorIndicator.QUEUEING
+        relay = GroupRelay(
+            group, self._host, clock=self._clock, settings=GroupRelaySettings(floor=floor),
+            indicator=indicator | URGENT[urgency],
+        )
         relay.trace = self._trace
+
+        def told(name: str, _details: dict[str, Any]) -> None:
+            if name == "inactive" and max_silence:
+                self.silent(group)
+
+        relay.on_event = told
         return RelayedMedia(relay)
 
 
@@ -118,6 +138,7 @@ class McpttServer:
     :param keyring: the server's own key sets (for CSKs) and the KMS certificates it trusts
     :param replay: remembers accepted CSK messages
     :param observe: told (name, details) of each call's steps; must not block
+    :param media: opens each call's relay; a :class:`RelayPlane` on ``settings.media_host`` when ``None``
     """
 
     #: the controlling function in use; a test may put a dishonest one here
@@ -135,40 +156,31 @@ class McpttServer:
         trace: TraceSink | None = None,
         media_trace: MediaTrace | None = None,
         observe: Observer = lambda _name, _details: None,
+        media: MediaPlane | None = None,
     ) -> None:
         self.settings = settings
         self.now = clock
         self._keyring = keyring
         self._observe = observe
 
-        def token() -> bytes:
-            return random(8)
-
-        params = tuple(item.partition("=")[::2] for item in FEATURE_TAGS.split(";"))
-        self.stack = SipStack(
-            StackSettings(
-                contact_params=tuple((name, value or None) for name, value in params),
-                accept=("application/sdp", "multipart/mixed", "multipart/*", MIKEY, ACKNOWLEDGEMENT),
-            ),
-            token=token,
-        )
-        self.participating = ParticipatingFunction(
-            identity=settings.identity, domain=settings.domain, policy=policy, registrar=Registrar(),
-            csk_keys=keyring, replay=replay, token=token,
-        )
-        self.controlling = self.controlling_function(
-            self.stack,
-            settings=ControllingSettings(settings.identity, settings.domain, settings.answer_mode),
+        if media is None:
+            media = RelayPlane(settings.media_host, clock=clock, trace=media_trace)
+            media.silent = self._silent
+        self.service = assemble(
+            settings.controlling or ControllingSettings(settings.identity, settings.domain),
             regroup_settings=lambda: settings.regroup,
             policy=policy,
-            affiliations=Affiliations(),
-            locate=self.participating.locate,
+            keyring=keyring,
+            replay=replay,
             check_key=self._check_key,
-            media=RelayPlane(settings.media_host, clock=clock, trace=media_trace),
-            token=token,
+            media=media,
+            token=lambda: random(8),
             observe=observe,
+            controlling_function=self.controlling_function,
         )
-        self.service = McpttService(self.stack, self.participating, self.controlling)
+        self.stack = self.service.stack
+        self.participating = self.service.participating
+        self.controlling = self.service.controlling
         self._agent = SipEndpoint(
             self.stack, on_event=self._on_event, clock=clock, trace=trace, settings=settings.agent
         )
@@ -202,6 +214,11 @@ class McpttServer:
 
     def _on_event(self, event: object, now: float) -> None:
         self.service.handle(event, now)
+        self._rearm()
+
+    def _silent(self, group: str) -> None:
+        self.controlling.media_silent(group, self.now())
+        self._agent.transmit()
         self._rearm()
 
     def _rearm(self) -> None:

@@ -4,24 +4,32 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from mcptt_sip.errors import SipError
 from mcptt_sip.incoming import RequestReceived, ServerRequest
-from mcptt_sip.mcptt.contents import is_release_for_all, read_contents, warning_header, warning_of
+from mcptt_sip.mcptt.affiliation import Affiliations
+from mcptt_sip.mcptt.contents import FEATURE_TAGS, is_release_for_all, read_contents, warning_header, warning_of
 from mcptt_sip.mcptt.controlling import ControllingFunction
-from mcptt_sip.mcptt.groupcall import Leg
+from mcptt_sip.mcptt.groupcall import ControllingSettings, KeyMessageCheck, Leg, MediaPlane, Observer
+from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MIKEY
 from mcptt_sip.mcptt.participating import Answer, ParticipatingFunction
-from mcptt_sip.mcptt.policy import UserProfile
+from mcptt_sip.mcptt.policy import Policy, warning_text
+from mcptt_sip.mcptt.regroup import RegroupSettings
+from mcptt_sip.mcptt.userprofile import UserProfile
+from mcptt_sip.registrar import Registrar
 from mcptt_sip.session import (
     Answered,
     Cancelled,
+    Confirmed,
     Ended,
     InviteReceived,
     InviteSession,
     Refused,
 )
-from mcptt_sip.stack import FlowLost, SipStack
-from mcptt_sip.subscription import NotifierSubscription, SubscriptionEnded
+from mcptt_sip.stack import FlowLost, SipStack, StackSettings
+from mcptt_sip.subscription import NotifierSubscription, Resubscribed, SubscriptionEnded
+from mikey import Keyring, ReplayCache
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +71,10 @@ class McpttService:
                 self.controlling.cancelled(session.context, now)
             case Ended(session, cause, request) if isinstance(session.context, Leg):
                 self.controlling.ended(session.context, cause, is_release_for_all(request), now)
+            case Confirmed(session, _) if isinstance(session.context, Leg):
+                self.controlling.confirmed(session.context, now)
+            case Resubscribed(subscription, _):
+                self.controlling.resubscribed(subscription, now)
             case SubscriptionEnded(subscription, _, _) if isinstance(subscription, NotifierSubscription):
                 self.controlling.unsubscribed(subscription)
             case FlowLost(flow):
@@ -81,10 +93,10 @@ class McpttService:
         if isinstance(known, Answer):
             session.reject(known.status, headers=known.headers, now=now)
             return
-        caller = self.participating.locate(known.uri, now)
+        caller = self.participating.device(known.uri, session.request, session.flow, now)
         if caller is None:
             log.info("call-id=%s user=%s is not registered", session.call_id, known.uri)
-            session.reject(403, headers=self._warning("100 function not allowed due to missing registration"), now=now)
+            session.reject(403, headers=self._warning(warning_text(100, "missing registration")), now=now)
             return
         self.controlling.invited(session, caller, now)
 
@@ -102,14 +114,21 @@ class McpttService:
                 if answer.status >= 300:
                     log.info("user=%s REGISTER refused status=%d: %s", sender.uri, answer.status, answer.because)
                 incoming.respond(answer.status, headers=answer.headers, now=now)
+                if answer.status < 300:
+                    self.controlling.registered(sender.uri, now)
             case "REFER":
                 self.controlling.referred(incoming, sender.uri, now)
+            case "MESSAGE" if incoming.session is None:
+                device = self.participating.device(sender.uri, incoming.request, incoming.flow, now)
+                self.controlling.returning.asked(incoming, sender.uri, device, now)
             case "MESSAGE":
                 self.controlling.key_messages.received(incoming, sender.uri, now)
             case "SUBSCRIBE":
                 self.controlling.subscribed(incoming, sender.uri, now)
             case "OPTIONS":
                 incoming.respond(200, now=now)
+            case "INVITE" | "UPDATE" if incoming.session is not None and isinstance(incoming.session.context, Leg):
+                self.controlling.changed(incoming, incoming.session.context, now)
             case "INFO":
                 incoming.respond(469, headers=[("Recv-Info", "g.3gpp.mcptt-info")], now=now)
             case _:
@@ -128,4 +147,48 @@ class McpttService:
         return warning_header(self.participating.domain, text)
 
 
-__all__ = ["McpttService"]
+def assemble(
+    settings: ControllingSettings,
+    *,
+    regroup_settings: Callable[[], RegroupSettings],
+    policy: Callable[[], Policy],
+    keyring: Keyring,
+    replay: ReplayCache,
+    check_key: KeyMessageCheck,
+    media: MediaPlane,
+    token: Callable[[], bytes],
+    observe: Observer = lambda _name, _details: None,
+    controlling_function: type[ControllingFunction] = ControllingFunction,
+) -> McpttService:
+    """A whole server without sockets: its stack, and both functions on it."""
+    params = tuple(item.partition("=")[::2] for item in FEATURE_TAGS.split(";"))
+    stack = SipStack(
+        StackSettings(
+            contact_params=tuple((name, value or None) for name, value in params),
+            supported=("100rel", "timer", "tdialog", "norefersub", "nosub"),
+            allow_events=("conference", "refer"),
+            accept=("application/sdp", "multipart/mixed", "multipart/*", MIKEY, ACKNOWLEDGEMENT),
+            session_expires=settings.session_expires,
+        ),
+        token=token,
+    )
+    participating = ParticipatingFunction(
+        identity=settings.identity, domain=settings.domain, policy=policy, registrar=Registrar(), csk_keys=keyring,
+        replay=replay, token=token,
+    )
+    controlling = controlling_function(
+        stack,
+        settings=settings,
+        regroup_settings=regroup_settings,
+        policy=policy,
+        affiliations=Affiliations(),
+        locate=participating.destinations,
+        check_key=check_key,
+        media=media,
+        token=token,
+        observe=observe,
+    )
+    return McpttService(stack, participating, controlling)
+
+
+__all__ = ["McpttService", "assemble"]

@@ -18,16 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from mcptt_sip.errors import SipError
-from mcptt_sip.mcptt.call import AddFailed, InitiatedRegroup, NotRekeyed, Regroup, RegroupFailed
+from mcptt_sip.mcptt.call import Regroup
+from mcptt_sip.mcptt.callerrors import AddFailed, NotRekeyed, RegroupFailed
 from mcptt_sip.mcptt.client import ClientSettings, KeyObserver, McpttClient
+from mcptt_sip.mcptt.directing import DirectedRegroup
 from mcptt_sip.mcptt.distribution import DistributionSettings
+from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from mcptt_sip.mcptt.invitation import Invitation
 from mcptt_sip.ops.capture import Capture
 from mcptt_sip.ops.eavesdrop import KeyFile, Mirror, Tap
 from mcptt_sip.ops.programs import PASSED, StopSignals, emit, host_and_port, listener
+from mcptt_sip.ops.store import JournalFolder
 from mcptt_sip.ops.tracing import CaptureTap
 from media.errors import MediaError
-from mikey import Keyring, MemoryReplayCache, MikeyError, TransportKey
+from mikey import Keyring, MemoryReplayCache, MikeyError, ReplayCache, SqliteReplayCache, TransportKey
 from mikey.kms_client import KmsClient
 
 log = logging.getLogger(__name__)
@@ -53,12 +57,19 @@ class Phone:
     """The commands of one phone. Each public method whose name begins with ``do_`` is a command."""
 
     def __init__(
-        self, client: McpttClient, settings: PhoneSettings, *, tap: Tap | None = None, mirror: Mirror | None = None
+        self,
+        client: McpttClient,
+        settings: PhoneSettings,
+        *,
+        tap: Tap | None = None,
+        mirror: Mirror | None = None,
+        journals: JournalFolder | None = None,
     ) -> None:
         self.client = client
         self.settings = settings
         self._tap = tap
         self._mirror = mirror
+        self._journals = journals
         self.waiting: Invitation | None = None
         self.stopped = asyncio.Event()
         client.on_regroup(self._invited)
@@ -71,6 +82,13 @@ class Phone:
         if not self.client.calls:
             raise CommandError("there is no call")
         return next(reversed(self.client.calls.values()))
+
+    @property
+    def directed(self) -> DirectedRegroup:
+        call = self.call
+        if not isinstance(call, DirectedRegroup):
+            raise CommandError("only the initiator, or a deputy who has taken over, can do that")
+        return call
 
     @property
     def initiated(self) -> InitiatedRegroup:
@@ -129,7 +147,7 @@ class Phone:
 
     async def do_add(self, *users: str) -> None:
         """add USER [USER ...]: add users to the running call (done when each is keyed)"""
-        call = self.initiated
+        call = self.directed
         results = await asyncio.gather(*(call.add(self.uri(u)) for u in users), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
@@ -137,20 +155,43 @@ class Phone:
 
     async def do_remove(self, user: str) -> None:
         """remove USER: take a user out and give those who stay a new key (done when it is in force)"""
-        await self.initiated.remove(self.uri(user))
+        await self.directed.remove(self.uri(user))
 
     async def do_rekey(self) -> None:
         """rekey: a new key for everyone (done when it is in force)"""
-        await self.initiated.rekey()
+        await self.directed.rekey()
 
     async def do_revoke(self) -> None:
         """revoke: withdraw the key; nobody sends or plays under it any more"""
-        await self.initiated.revoke()
+        await self.directed.revoke()
+
+    async def do_takeover(self, *users: str) -> dict[str, Any]:
+        """takeover [USER ...]: a deputy goes on for the lost initiator, with a new key for the members (and USERs)"""
+        call = await self.call.take_over([self.uri(user) for user in users])
+        return {"keyed": sorted(call.distribution.keyed())}
+
+    async def do_join(self, group: str) -> None:
+        """join GROUP: ask to be let in again into a call that this user was in; the invitation follows"""
+        await self.client.ask_to_join(group)
+
+    async def do_resume(self) -> dict[str, Any]:
+        """resume: go on with the calls that this phone initiated before it was restarted (needs --store)"""
+        if self._journals is None:
+            raise CommandError("this phone has no --store")
+        groups = []
+        for record in self._journals.unfinished():
+            try:
+                self._instrument(await self.client.come_back(record))
+            except RegroupFailed:
+                self._journals(record.group).close()
+                raise
+            groups.append(record.group)
+        return {"groups": groups}
 
     async def do_members(self) -> dict[str, Any]:
-        """members: who is in the call; keyed = proved to us, sealed = a key was made for him"""
+        """members: who is in; keyed = proved to us, sealed = a key was made for him, listed = the server says"""
         call = self.call
-        if isinstance(call, InitiatedRegroup):
+        if isinstance(call, DirectedRegroup):
             key = call.distribution.current
             sealed = call.distribution.holders(key) if key is not None else frozenset()
             return {
@@ -159,7 +200,10 @@ class Phone:
                 "sealed": sorted(sealed & call.distribution.named),
                 "removed_holders": sorted(sealed - call.distribution.named),
             }
-        return {"initiator": call.initiator, "listed": sorted(await self.client.roster(call))}
+        listed: dict[str, Any] = {"initiator": call.initiator, "listed": sorted(await self.client.roster(call))}
+        if call.member_list is not None:
+            listed["sealed"] = sorted(call.member_list.users)
+        return listed
 
     async def do_hangup(self) -> None:
         """hangup: leave the call; the others stay"""
@@ -190,6 +234,11 @@ class Phone:
             await self.call.media.release_floor()
         else:
             raise CommandError("ptt on, or ptt off")
+
+    async def do_flush(self) -> None:
+        """flush: bring the recording of --record up to date on disk"""
+        for call in self.client.calls.values():
+            call.media.flush_recording()
 
     async def do_stats(self) -> dict[str, Any]:
         """stats: counters of this call's media"""
@@ -289,6 +338,9 @@ class PhoneOptions:
     tap: str | None = None
     pcap: Path | None = None
     pcap_secrets: Path | None = None
+    store: Path | None = None
+    deputies: tuple[str, ...] = ()
+    rekey_on_join: bool = False
 
 
 #: the client that the program runs; a scenario may put a faulty one here
@@ -319,6 +371,7 @@ async def run_phone(options: PhoneOptions) -> int:
             observe(group, key)
 
     started = time.time()
+    journals = JournalFolder(options.store / "groups") if options.store is not None else None
     settings = ClientSettings(
         server=options.server,
         proxy=proxy_uri(options.proxy),
@@ -328,25 +381,28 @@ async def run_phone(options: PhoneOptions) -> int:
         host=options.host,
         acknowledgement=options.acknowledgement,
         distribution=DistributionSettings(
-            lifetime=options.key_lifetime, activation_delay=options.activation_delay
+            lifetime=options.key_lifetime, activation_delay=options.activation_delay,
+            rekey_on_join=options.rekey_on_join,
         ),
+        deputies=options.deputies,
     )
     client = CLIENT_CLASS(
         options.uri,
         settings,
         keyring=keyring,
-        # Its state ends with the process: what was made before the start may have been accepted before.
-        replay=MemoryReplayCache(skew=REPLAY_SKEW, lost_at=started - REPLAY_SKEW),
+        replay=replay_cache(options.store, started),
         trace=capture.sip,
         media_trace=capture.media,
         on_event=lambda name, details: emit(name, **details),
         key_observer=learn,
+        journal=journals,
     )
     mirror = Mirror(host_and_port(options.mirror)) if options.mirror is not None else None
     try:
         await client.start()
         phone = Phone(
-            client, PhoneSettings(options.answer, options.record, client.domain), tap=tap, mirror=mirror
+            client, PhoneSettings(options.answer, options.record, client.domain), tap=tap, mirror=mirror,
+            journals=journals,
         )
         await drive(phone, stop)
     finally:
@@ -357,6 +413,16 @@ async def run_phone(options: PhoneOptions) -> int:
             mirror.close()
         capture.close()
     return PASSED
+
+
+def replay_cache(store: Path | None, started: float) -> ReplayCache:
+    """Accepted I_MESSAGEs, on disk with ``store``."""
+    if store is not None:
+        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = store / "replay.sqlite"
+        return SqliteReplayCache(path, now=started, skew=REPLAY_SKEW, first_use=not path.exists())
+    # Its state ends with the process: what was made before the start may have been accepted before.
+    return MemoryReplayCache(skew=REPLAY_SKEW, lost_at=started - REPLAY_SKEW)
 
 
 def proxy_uri(text: str) -> str:

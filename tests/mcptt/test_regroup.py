@@ -45,12 +45,16 @@ CALL_ROWS = {
     ("INVITING", "NOBODY_LEFT_TO_WAIT_FOR"): "RELEASED",
     ("INVITING", "TNG1_PROCEED"): "RUNNING",
     ("INVITING", "TNG1_ABANDON"): "RELEASED",
+    ("INVITING", "REQUIRED_REFUSED"): "RELEASED",
     ("INVITING", "TNG3"): "RELEASED",
     ("INVITING", "INITIATOR_CANCELLED"): "RELEASED",
     ("INVITING", "INITIATOR_RELEASED"): "RELEASED",
     ("RUNNING", "TNG3"): "RELEASED",
+    ("RUNNING", "SILENT"): "RELEASED",
+    ("RUNNING", "INITIATOR_CANCELLED"): "RELEASED",
     ("RUNNING", "INITIATOR_RELEASED"): "RELEASED",
     ("RUNNING", "INITIATOR_LEFT"): "RUNNING",
+    ("RUNNING", "INITIATOR_RETURNED"): "RUNNING",
     ("RUNNING", "ALONE"): "RELEASED",
 }
 
@@ -78,7 +82,7 @@ def test_nothing_leaves_the_released_state() -> None:
 def test_steps_3_to_9_for_one_user() -> None:
     c = call()
     c.start(BOB, b"key of bob", 0.0)
-    assert c.events() == [regroup.AffiliateInitiator(ALICE), InviteMember(BOB, b"key of bob")]
+    assert c.events() == [regroup.AffiliateImplicitly(ALICE), InviteMember(BOB, b"key of bob")]
     c.accepted(BOB, b"proof", 1.0)
     assert orders(c, AnswerInitiator) == [AnswerInitiator((b"proof",))]
     assert c.state is CallState.RUNNING
@@ -126,7 +130,7 @@ def test_at_the_time_limit_the_call_proceeds_with_warning_111_or_is_abandoned_wi
     c.events()
     assert c.next_timer() == 30.0
     c.handle_timer(30.0)
-    assert orders(c, AnswerInitiator) == [AnswerInitiator((), (111,))]
+    assert orders(c, AnswerInitiator) == [AnswerInitiator((), (111,), (CAROL,))]
 
     c = call()
     c.start(BOB, b"", 0.0)
@@ -163,7 +167,7 @@ def test_who_is_in_cannot_be_added_again(user: str, status: int) -> None:
     c = call()
     c.start(BOB, b"", 0.0)
     c.events()
-    c.add(user, b"", "r", 0.0)
+    c.add(user, b"another key", "r", 0.0)
     (report,) = orders(c, ReportAdd)
     assert isinstance(report, ReportAdd) and report.status == status
 

@@ -13,12 +13,14 @@ import pytest
 
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.mcptt import documents, regroup
-from mcptt_sip.mcptt.call import AddFailed, InitiatedRegroup, NotRekeyed, Regroup, RegroupFailed
+from mcptt_sip.mcptt.call import Regroup
+from mcptt_sip.mcptt.callerrors import AddFailed, NotRekeyed, RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
 from mcptt_sip.mcptt.contents import Contents
 from mcptt_sip.mcptt.controlling import ControllingFunction
 from mcptt_sip.mcptt.distribution import DistributionSettings
 from mcptt_sip.mcptt.groupcall import GroupCall, Leg
+from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from mcptt_sip.mcptt.keying import INSTALLED, MIKEY, acknowledge
 from mcptt_sip.mcptt.keymessages import KeyMessages
 from mcptt_sip.mcptt.server import McpttServer
@@ -148,9 +150,7 @@ class Inviting(ControllingFunction):
     def _order(self, call: GroupCall, order: regroup.Order, now: float) -> None:
         super()._order(call, order, now)
         if isinstance(order, regroup.RosterChanged):
-            call.machine.members.setdefault(
-                uri("mallory"), regroup.Member(uri("mallory"), regroup.MemberState.CONNECTED)
-            )
+            call.roster.connected(uri("mallory"), now)
 
 
 class InvitingServer(McpttServer):

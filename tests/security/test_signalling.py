@@ -15,10 +15,11 @@ import pytest
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.errors import RegistrationFailed
 from mcptt_sip.mcptt import documents, regroup
-from mcptt_sip.mcptt.call import AddFailed, InitiatedRegroup, RegroupFailed
+from mcptt_sip.mcptt.callerrors import AddFailed, RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
 from mcptt_sip.mcptt.controlling import ControllingFunction
 from mcptt_sip.mcptt.groupcall import GroupCall
+from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from mcptt_sip.mcptt.keying import MIKEY
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.participating import Destination
@@ -344,10 +345,10 @@ async def test_rule_5_the_service_identity_is_not_called() -> None:
 class Registrant(McpttClient):
     """Registers his contact for bob's address, with his own password."""
 
-    async def _request(self, request: Request) -> Response | None:
+    async def request(self, request: Request) -> Response | None:
         request.headers.set("To", f"<{uri('bob')}>")
         request.headers.set("From", f"<{uri('bob')}>;tag=1")
-        return await super()._request(request)
+        return await super().request(request)
 
 
 async def test_nobody_registers_in_anothers_name() -> None:

@@ -84,17 +84,19 @@ class Town:
         self, name: str, kind: type[McpttClient] = McpttClient, *, replay: Any = None, answer: bool = True,
         clock: Callable[[], float] = time.time, distribution: DistributionSettings | None = None,
         call: CallSettings | None = None, acknowledgement: str = "required", transport: str = "udp",
+        deputies: tuple[str, ...] = (), **parts: Any,
     ) -> Townsman:
         """A registered client that accepts what it is invited to (``answer``) or declines it."""
         settings = ClientSettings(
             server=SERVICE, proxy=self.proxy, username=name, password=f"password of {name}",
             listen=((transport, "127.0.0.1", 0),), acknowledgement=acknowledgement,
             call=call or CallSettings(resend_after=0.3, send_attempts=3, add_timeout=3.0),
-            distribution=distribution or DistributionSettings(activation_delay=0.5, transit=0.0),
+            distribution=distribution or DistributionSettings(activation_delay=0.5, transit=0.0, coalesce=0.1),
+            deputies=tuple(uri(deputy) for deputy in deputies),
         )
         client = kind(
             uri(name), settings, keyring=self.keyring(uri(name)), replay=replay or MemoryReplayCache(), clock=clock,
-            on_event=lambda event, details: man.tell(event, details),
+            on_event=lambda event, details: man.tell(event, details), **parts,
         )
         man = Townsman(client)
 
@@ -108,6 +110,17 @@ class Town:
         await client.start()
         self.clients.append(client)
         return man
+
+    async def crash(self, man: Townsman) -> None:
+        """The client's process is gone: nothing is said, the kernel closes its sockets."""
+        client = man.client
+        self.clients.remove(client)
+        client.registration.stop()
+        for call in list(client.calls.values()):
+            await call.media.close()
+        for task in list(client._tasks):
+            task.cancel()
+        await client._agent.close()
 
     async def phones(self, *names: str) -> list[Townsman]:
         return [await self.phone(name) for name in names]

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong in a temporary group call, one class for each thing that an application can act on."""
+
+from __future__ import annotations
+
+from mcptt_sip.errors import SipError
+
+
+class AddFailed(SipError):
+    """One user could not be added, or did not prove that he holds the key. The call goes on."""
+
+    def __init__(self, user: str, status: int, warning: str | None = None) -> None:
+        super().__init__(f"{user} was not added: {status}" + (f" ({warning})" if warning else ""))
+        self.user = user
+        self.status = status
+        self.warning = warning
+
+
+class RegroupFailed(SipError):
+    """The call was not established; ``status`` and ``warning`` are the server's, or say what was missing."""
+
+    def __init__(self, why: str, status: int | None = None, warning: str | None = None) -> None:
+        super().__init__(f"{why}" + (f": {status}" if status else "") + (f" ({warning})" if warning else ""))
+        self.status = status
+        self.warning = warning
+
+
+class NotRekeyed(SipError):
+    """These users did not acknowledge a new key (or a revocation) in time; they count as not keyed."""
+
+    def __init__(self, users: frozenset[str]) -> None:
+        super().__init__("no acknowledgement from " + ", ".join(sorted(users)))
+        self.users = users
+
+
+class NotADeputy(SipError):
+    """Only the initiator, and when he is lost a deputy whom he signed for, makes keys for the group."""
