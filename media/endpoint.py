@@ -35,6 +35,7 @@ from media.errors import (
 from media.floor_messages import FloorMessage, decode_all
 from media.playout import Playout
 from media.reception import Impersonated, Reception, ReceptionSettings
+from media.rtcp import ReceiverReports, Report, decode_report
 from media.rtp import RtpPacket
 from media.srtp import CSK, GROUP, SrtpKey, SrtpReceiver, SrtpSender
 from media.talking import Talker
@@ -45,8 +46,6 @@ __all__ = ["MemberMedia", "MemberSettings"]
 log = logging.getLogger(__name__)
 
 Trace = Callable[[str, bool, Address, Address, bytes, float], None]
-#: an empty RTCP receiver report, without its SSRC
-_EMPTY_REPORT = b"\x80\xc9\x00\x01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,8 @@ class MemberSettings:
     timed_packets: int = 3
     timed_interval: float = 0.5
     bit_rate: int = 24000
-    #: what keeps a NAT's binding alive (RFC 6263 4.1, 4.6); 0 sends nothing
+    #: receiver reports under the CSK on both sockets: they keep a NAT's binding alive (RFC 6263 4.6), show the
+    #: server where this member is, and tell it how its packets arrive; 0 sends none
     keepalive: float = 15.0
     #: no floor control message of the server for so long: ``server-silent``; 0 does not watch
     silence: float = 0.0
@@ -132,6 +132,7 @@ class MemberMedia:
         self._timer: asyncio.TimerHandle | None = None
         self._keepalive_due: float | None = None
         self._heard_server = 0.0
+        self._reports = ReceiverReports(self.floor_ssrc, settings.reception.clock_rate)
         self._microphone: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -215,6 +216,10 @@ class MemberMedia:
         """
         self._playout.record(path, self._loop.time(), self.settings.flush)
         self._advance()
+
+    def flush_recording(self) -> None:
+        """The file of :meth:`record` holds everything that was played so far."""
+        self._playout.flush()
 
     # --- floor ----------------------------------------------------------------------------------------
 
@@ -416,6 +421,7 @@ class MemberMedia:
             log.debug("audio packet dropped: %s", error)
             return
         now = self._loop.time()
+        self._reports.packet(packet.ssrc, packet.sequence, packet.timestamp, now)
         self._participant.media_received(now)
         self._reception.receive(packet, opened.mki, now, self._clock())
         self._advance()
@@ -429,15 +435,16 @@ class MemberMedia:
             return
         try:
             plain = self._floor_receiver.unprotect_rtcp(octets).data
-            if plain[1] == 201:  # the server's keep-alive
+            if plain[1] in (200, 201):  # the server's keep-alive
                 self._heard_server = self._loop.time()
+                self._reports.server_report(decode_report(plain), self._heard_server)
                 return
             messages = decode_all(plain)
         except SsrcClash:
             # two senders of one (key, SSRC) would share an IV: security rule 18
             self.on_event("ssrc-clash", {})
             return
-        except (SrtpError, FloorMessageError) as error:
+        except (SrtpError, FloorMessageError, RtpError) as error:
             self.counters["floor-dropped"] += 1
             log.debug("floor message dropped: %s", error)
             return
@@ -494,10 +501,12 @@ class MemberMedia:
     def _keep_alive(self, now: float) -> None:
         if self._keepalive_due is not None and now >= self._keepalive_due:
             self._keepalive_due = now + self.settings.keepalive
-            self._transmit("audio", b"")
-            if self._floor_sender is not None:
-                report = _EMPTY_REPORT + self.floor_ssrc.to_bytes(4, "big")
-                self._transmit("floor", self._floor_sender.protect_rtcp(report))
+            if self._floor_sender is None:
+                self._transmit("audio", b"")
+            else:
+                # authentic, so that the server may believe the address that it comes from
+                self._transmit("audio", self._floor_sender.protect_rtcp(Report(self.floor_ssrc).encode()))
+                self._transmit("floor", self._floor_sender.protect_rtcp(self._reports.report(now).encode()))
         silence = self.settings.silence
         if silence and self._floor_peer is not None and now - self._heard_server >= silence:
             self._heard_server = now

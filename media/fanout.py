@@ -1,117 +1,187 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One datagram to many addresses with one system call: ``sendmmsg`` of Linux through ctypes."""
+"""One datagram to many addresses with one system call: ``sendmmsg`` of Linux through ctypes.
+
+The call lets go of the interpreter's lock, so that a thread can send while the loop goes on (:class:`FanOutThread`).
+"""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import ipaddress
+import queue
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable
 
-__all__ = ["FanOut"]
+__all__ = ["Address", "FanOut", "FanOutThread", "mapped", "plain"]
 
 Address = tuple[str, int]
 #: messages in one call (the kernel's own limit)
 _AT_ONCE = 1024
+#: struct mmsghdr and struct iovec, laid out as the C compiler does
+_MESSAGE = struct.Struct("@PIPNPNi0PI0P")
+_VECTOR = struct.Struct("@PN")
+#: octets kept for each socket address: a sockaddr_in6 needs 28
+_NAME = 28
+_FULL = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS)
 
 
-class _IoVector(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+def mapped(host: str) -> str:
+    """The IPv6 form of an address, for a socket that speaks both (RFC 4291 2.5.5.2)."""
+    return host if ":" in host else f"::ffff:{host}"
 
 
-class _MessageHeader(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("name_length", ctypes.c_uint32),
-        ("vectors", ctypes.c_void_p),
-        ("vector_count", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
+def plain(host: str) -> str:
+    """An IPv4 address as itself, however a socket that speaks both shows it."""
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
-class _Message(ctypes.Structure):
-    _fields_ = (("header", _MessageHeader), ("sent", ctypes.c_uint32))
+def _socket_address(address: Address, family: int) -> bytes:
+    if family == socket.AF_INET:
+        host = ipaddress.IPv4Address(address[0]).packed
+        return struct.pack("=H", family) + struct.pack(">H", address[1]) + host + bytes(8)
+    ipv6 = ipaddress.IPv6Address(mapped(address[0]))
+    scope = socket.if_nametoindex(ipv6.scope_id) if ipv6.scope_id else 0
+    return struct.pack("=H", family) + struct.pack(">HI", address[1], 0) + ipv6.packed + struct.pack("=I", scope)
 
 
-def _socket_address(address: Address) -> bytes:
-    host = ipaddress.ip_address(address[0])
-    if host.version == 4:
-        return struct.pack("=H", socket.AF_INET) + struct.pack(">H", address[1]) + host.packed + bytes(8)
-    return struct.pack("=H", socket.AF_INET6) + struct.pack(">HI", address[1], 0) + host.packed + bytes(4)
+class _Table:
+    """The kernel's view of a list of addresses; never changed after it is made."""
+
+    def __init__(self, targets: tuple[Address, ...], family: int, vector: int) -> None:
+        self.targets = targets
+        self.family = family
+        self.place = {target: place for place, target in enumerate(targets)}
+        names = [_socket_address(target, family) for target in targets]
+        self._names = ctypes.create_string_buffer(b"".join(name.ljust(_NAME, b"\0") for name in names))
+        base = ctypes.addressof(self._names)
+        self._messages = ctypes.create_string_buffer(
+            b"".join(
+                _MESSAGE.pack(base + place * _NAME, len(name), vector, 1, 0, 0, 0, 0)
+                for place, name in enumerate(names)
+            )
+        )
+        self.address = ctypes.addressof(self._messages)
 
 
 class FanOut:
-    """Sends copies of a datagram. The table of addresses is built anew only when they change.
+    """Sends copies of a datagram. The table of addresses is built anew only when another tuple of them is given.
 
-    What the socket does not take at once is lost and counted in ``lost``: old audio is worth nothing.
+    Each packet begins with another address, so that nobody is always the last. What the socket does not take at
+    once is lost and counted: in ``lost`` because the socket was full, in ``unreachable`` because of the address.
     """
 
     def __init__(self, max_datagram: int = 2048) -> None:
+        self.sent = 0
         self.lost = 0
+        self.unreachable = 0
         self._buffer = ctypes.create_string_buffer(max_datagram)
-        self._vector = _IoVector(ctypes.addressof(self._buffer), 0)
-        self._addresses: tuple[Address, ...] = ()
-        self._table: ctypes.Array[_Message] | None = None
-        self._names: list[ctypes.Array[ctypes.c_char]] = []
-        self._sendmmsg = None
+        self._vector = ctypes.create_string_buffer(_VECTOR.pack(ctypes.addressof(self._buffer), 0))
+        self._table: _Table | None = None
+        self._turn = 0
+        self._sendmmsg: Callable[[int, int, int, int], int] | None = None
         if sys.platform == "linux":
-            self._sendmmsg = getattr(ctypes.CDLL(None, use_errno=True), "sendmmsg", None)
+            function = getattr(ctypes.CDLL(None, use_errno=True), "sendmmsg", None)
+            if function is not None:
+                function.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+                self._sendmmsg = function
 
-    def send(self, sock: socket.socket, packet: bytes, targets: Sequence[Address]) -> int:
-        """Sends ``packet`` to every target; how many were sent."""
+    def send(
+        self, sock: socket.socket, packet: bytes, targets: tuple[Address, ...], skip: Address | None = None
+    ) -> int:
+        """Sends ``packet`` to every target but ``skip``; how many were sent. Pass the same tuple while it holds."""
         if not targets:
             return 0
+        self._turn = (self._turn + 1) % len(targets)
         if self._sendmmsg is None or len(packet) > len(self._buffer):
-            return self._one_by_one(sock, packet, targets)
-        wanted = tuple(targets)
-        if wanted != self._addresses:
-            self._build(wanted)
+            return self._one_by_one(sock, packet, targets, skip)
+        table = self._table
+        if table is None or table.targets is not targets or table.family != sock.family:
+            table = self._table = _Table(targets, sock.family, ctypes.addressof(self._vector))
         ctypes.memmove(self._buffer, packet, len(packet))
-        self._vector.length = len(packet)
-        return self._range(sock.fileno(), 0, len(wanted))
+        _VECTOR.pack_into(self._vector, 0, ctypes.addressof(self._buffer), len(packet))
+        descriptor, turn, sent = sock.fileno(), self._turn, 0
+        left_out = table.place.get(skip, -1) if skip is not None else -1
+        for start, end in ((turn, len(targets)), (0, turn)):
+            if start <= left_out < end:
+                sent += self._range(table, descriptor, start, left_out)
+                start = left_out + 1
+            sent += self._range(table, descriptor, start, end)
+        self.sent += sent
+        return sent
 
-    def _build(self, addresses: tuple[Address, ...]) -> None:
-        self._addresses = addresses
-        self._names = [ctypes.create_string_buffer(name, len(name)) for name in map(_socket_address, addresses)]
-        self._table = (_Message * max(1, len(addresses)))()
-        vector = ctypes.addressof(self._vector)
-        for entry, name in zip(self._table, self._names, strict=False):
-            entry.header.name = ctypes.addressof(name)
-            entry.header.name_length = len(name)
-            entry.header.vectors = vector
-            entry.header.vector_count = 1
-
-    def _range(self, descriptor: int, start: int, end: int) -> int:
-        assert self._table is not None and self._sendmmsg is not None
+    def _range(self, table: _Table, descriptor: int, start: int, end: int) -> int:
+        assert self._sendmmsg is not None
         sent = 0
-        size = ctypes.sizeof(_Message)
         while start < end:
-            entry = ctypes.byref(self._table, start * size)
+            entry = table.address + start * _MESSAGE.size
             done = self._sendmmsg(descriptor, entry, min(_AT_ONCE, end - start), 0)
             if done > 0:
                 sent += done
                 start += done
                 continue
-            if ctypes.get_errno() == errno.EINTR:
+            error = ctypes.get_errno()
+            if error == errno.EINTR:
                 continue
-            self.lost += 1
-            if ctypes.get_errno() in (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS):
-                self.lost += end - start - 1
+            if error in _FULL:
+                self.lost += end - start
                 break
-            start += 1  # this address cannot be reached; the others can
+            # an error is told only for the first of the rest: this one cannot be reached, the others can
+            self.unreachable += 1
+            start += 1
         return sent
 
-    def _one_by_one(self, sock: socket.socket, packet: bytes, targets: Sequence[Address]) -> int:
+    def _one_by_one(
+        self, sock: socket.socket, packet: bytes, targets: tuple[Address, ...], skip: Address | None
+    ) -> int:
         sent = 0
-        for target in targets:
+        for host, port in (*targets[self._turn :], *targets[: self._turn]):
+            if (host, port) == skip:
+                continue
             try:
-                sock.sendto(packet, target)
+                sock.sendto(packet, (mapped(host) if sock.family == socket.AF_INET6 else host, port))
                 sent += 1
-            except OSError:
+            except BlockingIOError:
                 self.lost += 1
+            except OSError:
+                self.unreachable += 1
+        self.sent += sent
         return sent
+
+
+class FanOutThread:
+    """A thread that sends, for groups so large that the loop would feel it.
+
+    At most ``depth`` packets wait; when more come, the oldest is dropped and counted, as old audio is worth nothing.
+    """
+
+    def __init__(self, sock: socket.socket, fan_out: FanOut, *, depth: int = 256) -> None:
+        self.dropped = 0
+        self._socket = sock
+        self._fan_out = fan_out
+        self._depth = depth
+        self._waiting: queue.SimpleQueue[tuple[bytes, tuple[Address, ...], Address | None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="media-fan-out", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (job := self._waiting.get()) is not None:
+            self._fan_out.send(self._socket, *job)
+
+    def put(self, packet: bytes, targets: tuple[Address, ...], skip: Address | None) -> None:
+        """Sends as :meth:`FanOut.send` does, soon."""
+        if self._waiting.qsize() >= self._depth:
+            try:
+                self._waiting.get_nowait()
+                self.dropped += 1
+            except queue.Empty:
+                pass
+        self._waiting.put((packet, targets, skip))
+
+    def close(self) -> None:
+        """Ends the thread, after what waits has been sent; the socket may be closed afterwards."""
+        self._waiting.put(None)
+        self._thread.join()

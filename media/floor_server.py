@@ -157,6 +157,8 @@ class FloorControlServer:
         self._words = Wording(
             ssrc_of, indicator, acknowledged=self.settings.acknowledged, everyone_hears=everyone_hears
         )
+        #: towards whom T8 runs, so that a large call's timers are found at once
+        self._revoking: dict[str, FloorTowards] = {}
         self._queue = FloorQueue(self.settings.queue_depth)
         self._holder_priority = 0
         self._timers: dict[On, float] = {}
@@ -206,6 +208,7 @@ class FloorControlServer:
             towards.happen(floor_towards.On.RELEASED, now)
             self._forget(participant, now)
             self._retry_after.pop(participant, None)
+            self._revoking.pop(participant, None)
 
     def _forget(self, name: str, now: float) -> None:
         self.unqueue(name, now)
@@ -228,6 +231,7 @@ class FloorControlServer:
         """The call is over."""
         for name in list(self.participants):
             self.participants.pop(name).happen(floor_towards.On.RELEASED, now)
+        self._revoking.clear()
         self._happen(On.RELEASING, now)
         self._happen(On.RELEASED, now)
 
@@ -285,7 +289,7 @@ class FloorControlServer:
     def next_timer(self) -> float | None:
         """When to call :meth:`handle_timer`."""
         due = list(self._timers.values())
-        due += [at for towards in self.participants.values() if (at := towards.next_timer()) is not None]
+        due += [at for towards in self._revoking.values() if (at := towards.next_timer()) is not None]
         return min(due, default=None)
 
     def handle_timer(self, now: float) -> None:
@@ -294,8 +298,15 @@ class FloorControlServer:
             if on in self._timers and self._timers[on] <= now:
                 del self._timers[on]
                 self._happen(on, now)
-        for towards in list(self.participants.values()):
+        for name, towards in list(self._revoking.items()):
             towards.handle_timer(now)
+            if towards.next_timer() is None:
+                self._revoking.pop(name, None)
+
+    @property
+    def pending(self) -> bool:
+        """Whether :meth:`to_send` or :meth:`events` would give something."""
+        return bool(self._events) or self._words.pending
 
     @property
     def queue(self) -> tuple[str, ...]:
@@ -539,6 +550,7 @@ class FloorControlServer:
 
     def revoke_from(self, name: str, cause: int) -> None:
         """Floor Revoke."""
+        self._revoking[name] = self.participants[name]
         self._words.revoked(name, cause)
 
     def tell_position(self, name: str) -> None:

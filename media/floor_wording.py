@@ -57,6 +57,11 @@ class Wording:
         out, self._out = self._out, []
         return out
 
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._out)
+
     def changed(self) -> None:
         """The floor has another holder, or none."""
         self.sequence = self.sequence + 1 & 0xFFFF

@@ -108,9 +108,13 @@ class Playout:
     def handle_timer(self, now: float) -> None:
         """Brings the recording up to date on disk when it is time."""
         if self._flush_due is not None and now >= self._flush_due:
-            self._flush_due = None
-            if self._timeline is not None:
-                self._timeline.flush()
+            self.flush()
+
+    def flush(self) -> None:
+        """Brings the recording up to date on disk now."""
+        self._flush_due = None
+        if self._timeline is not None:
+            self._timeline.flush()
 
     def _close_recording(self) -> None:
         timeline, self._timeline = self._timeline, None

@@ -32,6 +32,10 @@ class RelaySettings:
     #: packets a member may send in a second, with so many at once
     rate: float = 200.0
     burst: float = 100.0
+    #: how far the sequence number may be from the last one while a burst goes on, and after how long a silence of
+    #: the leg (seconds) it may be any
+    progress: int = 1000
+    pause: float = 1.0
     #: GUK-IDs of a member that are valid: the last ones that were bound to his leg
     guk_ids: int = 4
     max_legs: int = 2000
@@ -49,6 +53,9 @@ class Leg:
     tokens: float = 0.0
     refilled: float = 0.0
     sent: int = 0
+    sequence: int = 0
+    #: when a packet passed last
+    passed: float = float("-inf")
 
 
 @dataclass(slots=True)
@@ -64,6 +71,7 @@ class Relay:
     #: packets by what became of them: ``relayed``, or the reason of the drop
     counters: Counter[str] = field(default_factory=Counter)
     _by_source: dict[Address, Leg] = field(default_factory=dict)
+    _destinations: tuple[Address, ...] | None = None
 
     def add(
         self, participant: str, audio: Address, media_ssrc: int, guk_id: int, now: float, *, receive_only: bool = False
@@ -78,6 +86,7 @@ class Relay:
         leg.tokens, leg.refilled = self.settings.burst, now
         leg.guk_ids.append(guk_id.to_bytes(4, "big"))
         self.legs[participant] = self._by_source[audio] = leg
+        self._destinations = None
 
     def bind(self, participant: str, guk_id: int) -> None:
         """A further GUK-ID of a participant, after a new group key."""
@@ -86,28 +95,37 @@ class Relay:
         if leg is not None and octets not in leg.guk_ids:
             leg.guk_ids.append(octets)
 
-    def move(self, participant: str, audio: Address) -> None:
-        """A participant's media now comes from, and goes to, another address."""
+    def move(self, participant: str, audio: Address) -> bool:
+        """A participant's media now comes from, and goes to, another address: whether it does. Only what is
+        authenticated may say so."""
         leg = self.legs.get(participant)
-        if leg is not None and audio not in self._by_source:
-            del self._by_source[leg.audio]
-            leg.audio = audio
-            self._by_source[audio] = leg
+        if leg is None or audio in self._by_source:
+            return False
+        del self._by_source[leg.audio]
+        leg.audio = audio
+        self._by_source[audio] = leg
+        self._destinations = None
+        return True
 
     def remove(self, participant: str) -> None:
         """Nothing goes to him or comes from him any more."""
         leg = self.legs.pop(participant, None)
         if leg is not None:
             self._by_source.pop(leg.audio, None)
+            self._destinations = None
 
-    def route(self, packet: bytes, source: Address, now: float) -> list[Address]:
-        """Where a packet goes, as it is; nowhere when it is not in order."""
+    @property
+    def destinations(self) -> tuple[Address, ...]:
+        """Every leg's address; the same tuple until one changes."""
+        if self._destinations is None:
+            self._destinations = tuple(leg.audio for leg in self.legs.values())
+        return self._destinations
+
+    def accept(self, packet: bytes, source: Address, now: float) -> bool:
+        """Whether a packet goes on, as it is, to all :attr:`destinations` but its source; else it is counted."""
         reason = self._refuse(packet, source, now)
-        if reason is not None:
-            self.counters[reason] += 1
-            return []
-        self.counters["relayed"] += 1
-        return [leg.audio for leg in self.legs.values() if leg.audio != source]
+        self.counters["relayed" if reason is None else reason] += 1
+        return reason is None
 
     def _refuse(self, packet: bytes, source: Address, now: float) -> str | None:
         leg = self._by_source.get(source)
@@ -126,10 +144,18 @@ class Relay:
         end = len(packet) - settings.trailer
         if packet[end - 4 : end] not in leg.guk_ids:
             return "foreign-guk-id"
-        ssrc = struct.unpack_from(">I", packet, 8)[0]
-        if ssrc != leg.media_ssrc or leg.receive_only:
-            return "foreign-ssrc" if ssrc != leg.media_ssrc else "receive-only"
+        sequence, ssrc = struct.unpack_from(">H4xI", packet, 2)
+        if ssrc != leg.media_ssrc:
+            return "foreign-ssrc"
+        if leg.receive_only:
+            return "receive-only"
+        if now - leg.passed < settings.pause:
+            ahead = (sequence - leg.sequence + 0x8000 & 0xFFFF) - 0x8000
+            if abs(ahead) > settings.progress:
+                return "sequence"
         if not self.may_pass(leg.participant, ssrc, now):
             return "no-floor"
         leg.sent += 1
+        leg.sequence = sequence
+        leg.passed = now
         return None

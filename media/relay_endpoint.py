@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server's media of one call: a socket for audio that is copied unopened, and one for floor control.
 
-It holds each member's CSK for floor control and no media key. Use :class:`GroupRelay` inside a running asyncio loop.
+It holds each member's CSK for floor control and no media key. Members' addresses are those of SDP until an authentic
+packet under the CSK comes from another: a floor message or receiver report on the floor control socket, a receiver
+report (the keep-alive) on the audio socket. Use :class:`GroupRelay` inside a running asyncio loop.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from media.errors import FloorMessageError, SrtpError
+from media.errors import FloorMessageError, RtpError, SrtpError
 from media.fanout import FanOut
 from media.floor_messages import FloorIndicator, decode_all
 from media.floor_server import FloorControlServer, FloorFree, FloorServerSettings, FloorTakenBy, Inactive
 from media.relay import Relay, RelaySettings
+from media.rtcp import Report, ReportBlock, decode_report, ntp_middle, round_trip
 from media.srtp import CSK, SrtpKey, SrtpReceiver, SrtpSender
 from media.udp import Address, Datagrams
 
@@ -27,6 +30,8 @@ __all__ = ["GroupRelay", "GroupRelaySettings"]
 
 log = logging.getLogger(__name__)
 
+#: of the clock that members measure jitter with (Opus' own)
+RTP_CLOCK = 48000
 Trace = Callable[[str, bool, Address, Address, bytes, float], None]
 
 
@@ -36,8 +41,12 @@ class GroupRelaySettings:
 
     relay: RelaySettings = field(default_factory=RelaySettings)
     floor: FloorServerSettings = field(default_factory=FloorServerSettings)
-    #: an empty receiver report to every member, so that he notices a dead server; seconds, 0: none
+    #: a sender report to every member, so that he notices a dead server and the way is measured; seconds, 0: none
     floor_keepalive: float = 5.0
+    #: with more members than this, a thread sends: the loop would feel it
+    thread_above: int = 200
+    #: octets that the system may hold for the audio socket
+    send_buffer: int = 1 << 22
     dscp: int = 46
     max_datagram: int = 1500
 
@@ -51,6 +60,9 @@ class _FloorLeg:
     ssrc: int  # ours, towards him
     sender: SrtpSender
     receiver: SrtpReceiver
+    #: what he last reported: of the talker whom he hears, and the way to him and back in seconds
+    heard: ReportBlock | None = None
+    round_trip: float | None = None
 
 
 class GroupRelay:
@@ -81,7 +93,10 @@ class GroupRelay:
         self.counters: Counter[str] = Counter()
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._audio = Datagrams(host, dscp=self.settings.dscp, max_datagram=self.settings.max_datagram)
+        self._audio = Datagrams(
+            host, dscp=self.settings.dscp, max_datagram=self.settings.max_datagram,
+            send_buffer=self.settings.send_buffer,
+        )  # fmt: skip
         try:
             self._floor = Datagrams(host, dscp=self.settings.dscp, max_datagram=self.settings.max_datagram)
         except OSError:
@@ -176,32 +191,73 @@ class GroupRelay:
     def _audio_received(self, octets: bytes, source: Address) -> None:
         if self.trace is not None:
             self.trace("audio", False, self.audio, source, octets, self._clock())
-        targets = self._relay.route(octets, source, self._loop.time())
-        self._audio.send_many(octets, targets, self._fan_out)
-        if self.trace is not None:
-            at = self._clock()
-            for target in targets:
-                self.trace("audio", True, self.audio, target, octets, at)
-        self._advance()
+        if len(octets) > 1 and 192 <= octets[1] <= 223:
+            self._report_received(octets, source)
+            return
+        if self._relay.accept(octets, source, self._loop.time()):
+            targets = self._relay.destinations
+            threaded = len(targets) > self.settings.thread_above
+            self._audio.send_many(octets, targets, source, self._fan_out, thread=threaded)
+            if self.trace is not None:
+                at = self._clock()
+                for target in targets:
+                    if target != source:
+                        self.trace("audio", True, self.audio, target, octets, at)
+        if self._arbiter.pending:
+            self._advance()
+
+    def _opened(self, octets: bytes) -> tuple[_FloorLeg, bytes] | None:
+        """Whose it is, and what; ``None`` and a count for what is not authentic."""
+        leg = self._by_mki.get(octets[-4:])
+        if leg is None:
+            self.counters["floor-unknown-key"] += 1
+            return None
+        try:
+            return leg, leg.receiver.unprotect_rtcp(octets).data
+        except SrtpError as error:
+            self.counters[f"floor-{error.reason}"] += 1
+            log.debug("group=%s floor message dropped: %s", self.group, error)
+            return None
+
+    def _report_received(self, octets: bytes, source: Address) -> None:
+        """The keep-alive of a member's audio: it shows where he is now, behind whatever address translation."""
+        opened = self._opened(octets)
+        if opened is not None:
+            leg, plain = opened
+            self._read_report(leg, plain)
+            if source != self._relay.legs[leg.participant].audio and self._relay.move(leg.participant, source):
+                self.counters["audio-moved"] += 1
+
+    def _read_report(self, leg: _FloorLeg, plain: bytes) -> None:
+        try:
+            report = decode_report(plain)
+        except RtpError as error:
+            self.counters["floor-malformed"] += 1
+            log.debug("group=%s user=%s report dropped: %s", self.group, leg.participant, error)
+            return
+        for block in report.blocks:
+            if block.ssrc == leg.ssrc:
+                leg.round_trip = round_trip(block, self._clock())
+            else:
+                leg.heard = block
 
     def _floor_received(self, octets: bytes, source: Address) -> None:
         if self.trace is not None:
             self.trace("floor", False, self.floor, source, octets, self._clock())
-        leg = self._by_mki.get(octets[-4:])
-        if leg is None:
-            self.counters["floor-unknown-key"] += 1
+        opened = self._opened(octets)
+        if opened is None:
             return
-        try:
-            plain = leg.receiver.unprotect_rtcp(octets).data
-            messages = decode_all(plain) if plain[1] == 204 else []
-        except SrtpError as error:
-            self.counters[f"floor-{error.reason}"] += 1
-            log.debug("group=%s floor message dropped: %s", self.group, error)
-            return
-        except FloorMessageError as error:
-            self.counters["floor-malformed"] += 1
-            log.debug("group=%s user=%s floor message dropped: %s", self.group, leg.participant, error)
-            return
+        leg, plain = opened
+        if plain[1] in (200, 201):
+            self._read_report(leg, plain)
+            messages = []
+        else:
+            try:
+                messages = decode_all(plain)
+            except FloorMessageError as error:
+                self.counters["floor-malformed"] += 1
+                log.debug("group=%s user=%s floor message dropped: %s", self.group, leg.participant, error)
+                return
         leg.address = source  # only what is authenticated moves a member's address
         if self.trace is not None and messages:
             self.trace("floor-opened", False, self.floor, source, plain, self._clock())
@@ -248,9 +304,11 @@ class GroupRelay:
         self._arbiter.handle_timer(now)
         if self._keepalive_due is not None and self._keepalive_due <= now:
             self._keepalive_due = now + self.settings.floor_keepalive
+            at, relayed = self._clock(), self._relay.counters["relayed"]
             for leg in self._legs.values():
-                # an empty receiver report (RFC 3550 6.4.2)
-                self._send_floor(leg, b"\x80\xc9\x00\x01" + leg.ssrc.to_bytes(4, "big"), False)
+                # of no stream of its own: its time is what the members' reports refer to
+                report = Report(leg.ssrc, ntp=at, packets=relayed, timestamp=ntp_middle(at))
+                self._send_floor(leg, report.encode(), False)
         self._advance()
 
     # --- the end --------------------------------------------------------------------------------------
@@ -262,7 +320,23 @@ class GroupRelay:
             **self.counters,
             "legs": len(self._legs),
             "unsent": self._fan_out.lost + self._audio.errors + self._floor.errors,
+            "unreachable": self._fan_out.unreachable,
+            "behind": self._audio.dropped,
         }
+
+    def reports(self) -> dict[str, dict[str, float]]:
+        """What members report of the way to them: {user: {round_trip (s), fraction_lost (0..1), lost (packets),
+        jitter (s)}}, each as far as it is known; the loss is of the talker heard last."""
+        found: dict[str, dict[str, float]] = {}
+        for leg in self._legs.values():
+            figures = found[leg.participant] = {}
+            if leg.round_trip is not None:
+                figures["round_trip"] = leg.round_trip
+            if leg.heard is not None:
+                figures["fraction_lost"] = leg.heard.fraction_lost / 256
+                figures["lost"] = leg.heard.lost
+                figures["jitter"] = leg.heard.jitter / RTP_CLOCK
+        return found
 
     def close(self) -> None:
         """Lets go of both sockets, and tells the log what passed and what did not. Harmless twice."""

@@ -6,15 +6,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from media.fanout import FanOut
+from media.fanout import Address, FanOut, FanOutThread, mapped, plain
 
 __all__ = ["Address", "Datagrams", "mark"]
 
 log = logging.getLogger(__name__)
 
-Address = tuple[str, int]
 #: datagrams taken from a socket before the loop gets its turn
 _AT_ONCE = 64
 
@@ -22,13 +21,16 @@ _AT_ONCE = 64
 class Datagrams:
     """A UDP socket on a port that the system chooses; hands every datagram to ``on_datagram``.
 
+    On ``::`` it speaks IPv6 and IPv4, whose addresses are given and taken in their own form.
+    :param send_buffer: octets that the system keeps of what is sent, as far as it allows; a packet to a large group
+        is many at once
     Unlike asyncio's transport it sends empty datagrams (RFC 6263 4.1) and never queues: what the system does not
     take at once is lost and counted in ``errors``, as old audio is worth nothing.
 
     Raises ``OSError`` when the address cannot be had.
     """
 
-    def __init__(self, host: str, *, dscp: int = 0, max_datagram: int = 1500) -> None:
+    def __init__(self, host: str, *, dscp: int = 0, max_datagram: int = 1500, send_buffer: int = 0) -> None:
         self.on_datagram: Callable[[bytes, Address], None] = lambda _octets, _source: None
         self.errors = 0
         self.oversized = 0
@@ -37,8 +39,13 @@ class Datagrams:
         self._socket: socket.socket | None = socket.socket(
             socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM
         )
+        self._thread: FanOutThread | None = None
         try:
             self._socket.setblocking(False)
+            if host == "::":
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            if send_buffer:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
             self._socket.bind((host, 0))
         except OSError:
             self._socket.close()
@@ -63,26 +70,45 @@ class Datagrams:
             if len(octets) > self._max:
                 self.oversized += 1
                 continue
-            self.on_datagram(octets, source[:2])
+            self.on_datagram(octets, (plain(source[0]), source[1]))
 
     def send(self, octets: bytes, target: Address) -> None:
         """Sends a datagram, at once or never. Does nothing after :meth:`close`."""
         if self._socket is None:
             return
+        if self._socket.family == socket.AF_INET6:
+            target = mapped(target[0]), target[1]
         try:
             self._socket.sendto(octets, target)
         except OSError as error:
             self.errors += 1
             log.debug("%s to %s: %s", self.address, target, error)
 
-    def send_many(self, octets: bytes, targets: Sequence[Address], fan_out: FanOut) -> int:
-        """Sends a datagram to many, at once or never; how many were sent."""
-        return 0 if self._socket is None else fan_out.send(self._socket, octets, targets)
+    def send_many(
+        self, octets: bytes, targets: tuple[Address, ...], skip: Address | None, fan_out: FanOut, *, thread: bool
+    ) -> None:
+        """Sends a datagram to all targets but ``skip``, at once or never; in a thread of its own if wished, which
+        then serves this socket to its end."""
+        if self._socket is None:
+            return
+        if thread and self._thread is None:
+            self._thread = FanOutThread(self._socket, fan_out)
+        if self._thread is not None:
+            self._thread.put(octets, targets, skip)
+        else:
+            fan_out.send(self._socket, octets, targets, skip)
+
+    @property
+    def dropped(self) -> int:
+        """Packets that the sending thread did not come to."""
+        return 0 if self._thread is None else self._thread.dropped
 
     def close(self) -> None:
         """Nothing more is received or sent. Harmless twice."""
         if self._socket is not None:
             self._loop.remove_reader(self._socket)
+            if self._thread is not None:
+                self._thread.close()
             self._socket.close()
             self._socket = None
 
@@ -92,7 +118,7 @@ def mark(sock: socket.socket, dscp: int) -> None:
     try:
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, dscp << 2)
-        else:
+        if sock.family == socket.AF_INET or not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, dscp << 2)
     except OSError as error:
         log.warning("packets are not marked with DSCP %d: %s", dscp, error)

@@ -115,7 +115,7 @@ class ScriptedServer:
         )
 
     def _on_audio(self, octets: bytes, source: Address) -> None:
-        if octets:
+        if octets and not 192 <= octets[1] <= 223:  # no keep-alive
             self.packets.append(octets)
             self.forward(self._user(source), octets)
 

@@ -7,7 +7,7 @@ import asyncio
 import os
 import socket
 import wave
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from media.endpoint import MemberMedia
+from media.endpoint import MemberMedia, MemberSettings
 from media.errors import FloorDenied
 from media.quality import score
-from media.relay_endpoint import GroupRelay
-from media.srtp import SrtpKey
+from media.relay_endpoint import GroupRelay, GroupRelaySettings
+from media.rtcp import Report
+from media.srtp import CSK, SrtpKey, SrtpSender
 
 DATA = Path(__file__).parents[2] / "scenarios" / "data"
 NAMES = ("alice", "bob", "carol")
@@ -208,3 +209,38 @@ async def test_a_closed_relay_and_member_leave_no_socket(tmp_path: Path) -> None
     for address in addresses:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
             free.bind(address)
+
+
+async def until(relay: GroupRelay, happened: Callable[[], bool]) -> None:
+    """Looks anew at every datagram of the relay."""
+    news = asyncio.Event()
+    relay.trace = lambda *_datagram: news.set()
+    async with asyncio.timeout(10):
+        while not happened():
+            news.clear()
+            await news.wait()
+
+
+async def test_the_address_of_a_members_audio_is_learnt_from_his_authentic_keep_alive_and_from_nothing_else() -> None:
+    relay = GroupRelay("sip:g@x", "127.0.0.1", settings=GroupRelaySettings(floor_keepalive=0.05))
+    csk, elsewhere = SrtpKey(bytes(16), bytes(12), b"mki0"), ("127.0.0.1", 9)
+    member = await MemberMedia.open("127.0.0.1", user="sip:a@x", settings=MemberSettings(keepalive=0.05))
+    member.set_csk(csk)
+    relay.add_leg(
+        "sip:a@x", audio=elsewhere, floor=elsewhere, media_ssrc=member.ssrc, csk=csk, guk_id=1
+    )
+    stranger = SrtpSender(SrtpKey(bytes(range(16)), bytes(12), b"mki0"), 5, CSK)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(stranger.protect_rtcp(Report(5).encode()), relay.audio)
+            sock.sendto(os.urandom(60), relay.audio)
+            await until(relay, lambda: "floor-authentication" in relay.statistics())
+        assert relay._relay.destinations == (elsewhere,)
+        member.connect(relay.audio, relay.floor)
+        await until(relay, lambda: "round_trip" in relay.reports()["sip:a@x"])
+        assert relay._relay.destinations == (member.audio_address,)
+        assert relay.statistics()["audio-moved"] == 1
+        assert 0 <= relay.reports()["sip:a@x"]["round_trip"] < 1
+    finally:
+        await member.close()
+        relay.close()
