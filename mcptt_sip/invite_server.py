@@ -280,6 +280,11 @@ class ServerSession(InviteSession):
         self._reject(self.request.response(487, to_tag=self.local_tag), now)
         self._services.emit(Ended(self, farewell.cause, farewell.request))
 
+    def _lost_unanswered(self, farewell: Farewell, now: float) -> None:
+        """The caller's connection is gone: nobody will cancel, and without an answer the transaction had no end."""
+        self._reject(self.request.response(480, to_tag=self.local_tag), now)
+        self._lost(farewell, now)
+
     def _no_prack(self, _: Any, now: float) -> None:
         """RFC 3262 3: 5xx."""
         self._reject(self.request.response(504, to_tag=self.local_tag), now)
@@ -325,7 +330,7 @@ ServerSession.TABLE = {
     (S.PROCEEDING, H.BYE): (S.ENDED, U._reject_by_bye),
     (S.PROCEEDING, H.CANCEL_IN): (S.ENDED, U._cancelled),
     (S.PROCEEDING, H.BYE_IN): (S.ENDED, U._bye_early),
-    (S.PROCEEDING, H.LOST): (S.ENDED, U._lost),
+    (S.PROCEEDING, H.LOST): (S.ENDED, U._lost_unanswered),
     (S.ACCEPTING, H.PRACKED): (S.ACCEPTED, U._accept_held),
     (S.ACCEPTING, H.NO_PRACK): (S.ENDED, U._no_prack),
     (S.ACCEPTING, H.REJECT): (S.ENDED, U._reject),

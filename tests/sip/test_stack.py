@@ -315,6 +315,17 @@ def test_a_lost_connection_ends_its_calls_and_requests_at_once() -> None:
     assert mine.ended and theirs.ended
 
 
+def test_nothing_is_left_of_an_invitation_whose_connection_is_lost_before_its_answer() -> None:
+    net = Net("tcp")
+    net.bob.handler = lambda event, now: isinstance(event, InviteReceived) and event.session.progress(180, now=now)
+    call(net)
+    net.run()
+    net.bob.stack.flow_closed(net.flow(net.bob), net.now)
+    net.run(60.0)
+    assert net.bob.told(Ended)[0].cause is Cause.FLOW_LOST
+    assert not net.bob.stack._servers and not net.bob.stack._dialogs
+
+
 @pytest.mark.parametrize(
     "change, status",
     [
