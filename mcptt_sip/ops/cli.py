@@ -256,6 +256,17 @@ def phone(
     activation_delay: Annotated[float, typer.Option(help="From making a new key to sending under it, s.")] = 2.0,
     key_lifetime: Annotated[float, typer.Option(help="Of a TGMK, seconds.")] = 3600.0,
     acknowledgement: Annotated[str, typer.Option(help="none, optional or required.")] = "required",
+    deputy: Annotated[
+        list[str] | None,
+        typer.Option("--deputy", help="MCPTT ID who may go on with this phone's calls when it is lost; repeatable."),
+    ] = None,
+    rekey_on_join: Annotated[
+        bool, typer.Option("--rekey-on-join", help="A new key before each join: newcomers cannot read what was said.")
+    ] = False,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder for what must survive a crash: accepted messages, and whom keys were made for."),
+    ] = None,
     mirror: Annotated[
         str | None, typer.Option(help="Test: HOST:PORT that gets a copy of every media packet received.")
     ] = None,
@@ -298,22 +309,11 @@ def phone(
         tap=tap,
         pcap=pcap,
         pcap_secrets=pcap_secrets,
+        store=store,
+        deputies=tuple(deputy or ()),
+        rekey_on_join=rekey_on_join,
     )
     raise typer.Exit(_run(run_phone(options)))
-
-
-def _run(program: Coroutine[Any, Any, int]) -> int:
-    """A long-running program; what the environment lacks is one sentence, not a traceback."""
-    from mcptt_sip.errors import SipError
-    from mikey import MikeyError
-
-    try:
-        return asyncio.run(program)
-    except (OSError, ValueError, SipError, MikeyError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return ENVIRONMENT
-    except KeyboardInterrupt:
-        return PASSED
 
 
 @app.command()
@@ -399,6 +399,20 @@ def ua(
         pcap=pcap,
     )
     raise typer.Exit(_run(run_telephone(options)))
+
+
+def _run(program: Coroutine[Any, Any, int]) -> int:
+    """A long-running program; what the environment lacks is one sentence, not a traceback."""
+    from mcptt_sip.errors import SipError
+    from mikey import MikeyError
+
+    try:
+        return asyncio.run(program)
+    except (OSError, ValueError, SipError, MikeyError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return ENVIRONMENT
+    except KeyboardInterrupt:
+        return PASSED
 
 
 @app.command(

@@ -12,9 +12,10 @@ import numpy as np
 
 from mcptt_sip.ops import capture
 from mcptt_sip.ops.ladder import read_ladder
+from mcptt_sip.ops.recording import samples_of
 from mcptt_sip.ops.report import write_report
 from mcptt_sip.ops.scenario import Lab, ScenarioFailed, laboratory, load
-from mcptt_sip.ops.verdict import Evidence, Judge, Verdict, samples_of
+from mcptt_sip.ops.verdict import Evidence, Judge, Verdict
 
 BREAKAGES = ("swap", "strip", "unauthorised", "norekey", "wrongkey")
 

@@ -27,12 +27,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mcptt_sip.ops.recording import samples_of
+from media.quality import score
+
 log = logging.getLogger(__name__)
 
 DOMAIN = "mcx.example"
 SERVICE = f"sip:mcptt@{DOMAIN}"
 #: seconds that one wait in a scenario may take unless it says otherwise
 PATIENCE = 20.0
+#: seconds; the server's keep-alive (5 s, three misses) and a little for the machine
+NOTICED_WITHIN = 16.0
 
 Event = dict[str, Any]
 
@@ -302,10 +307,12 @@ class Lab:
         self.facts["proxy"] = ready["tcp"]
         return server
 
-    async def phone(self, name: str, *options: str, module: str | None = None) -> Process:
-        """A registered phone of ``name``; records what it hears in ``NAME.wav``."""
+    async def phone(
+        self, name: str, *options: str, module: str | None = None, label: str | None = None
+    ) -> Process:
+        """A registered phone of ``name``; records what it hears in ``LABEL.wav`` (a second device needs a label)."""
         uri = self.uri(name)
-        label = name.partition("@")[0].removeprefix("sip:")
+        label = label or name.partition("@")[0].removeprefix("sip:")
         password = self._write(f"{label}-password", self._passwords[uri])
         token = self._write(f"{label}-token", self._tokens[uri])
         arguments = [
@@ -325,6 +332,34 @@ class Lab:
     async def phones(self, *names: str) -> list[Process]:
         """Several phones, started at the same time."""
         return list(await asyncio.gather(*(self.phone(name) for name in names)))
+
+    async def heard(self, listener: str, talker: str, voice: Path, *, count: int = 1, least: float = 0.85) -> None:
+        """``listener`` heard the ``count``-th burst of ``talker``, which was the speech in ``voice``.
+
+        The recording is scored as in the demo's report. Raises :class:`ScenarioFailed` below ``least``.
+        """
+        phone = self.processes[listener]
+        seen: list[Event] = []
+        after = 0
+        while len(seen) < count:
+            event = await phone.expect("burst-heard", user=self.uri(talker), after=after)
+            after = phone.events.index(event, after) + 1
+            seen.append(event)
+        burst = seen[-1]
+        await phone.do("flush")
+        track, _ = samples_of(self.out / f"{listener}.wav")
+        part = track[burst["offset"] : burst["offset"] + burst["samples"]]
+        reference, rate = samples_of(voice)
+        got = score(reference, part, rate)
+        if got < least or abs(len(part) - len(reference)) > 0.05 * len(reference):
+            raise ScenarioFailed(f"{listener} did not hear {talker}: score {got:.2f}, {len(part)} samples")
+
+    async def gone(self, name: str, *, within: float = NOTICED_WITHIN) -> None:
+        """The server has noticed that ``name`` is not in the call any more."""
+        uri, server = self.uri(name), self.processes["server"]
+        after = len(server.events)
+        while uri in (await server.expect("members", timeout=within, after=after))["connected"]:
+            after = len(server.events)
 
     async def stop_all(self) -> None:
         """Phones first, so that they can say goodbye; then the server, then the KMS."""

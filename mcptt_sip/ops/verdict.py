@@ -7,7 +7,6 @@ it, and names the frames.
 
 from __future__ import annotations
 
-import wave
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from mcptt_sip.mcptt.contents import SipFragment, warning_of
 from mcptt_sip.mcptt.keying import KeyingError, i_message
 from mcptt_sip.ops.ladder import Ladder, Step
+from mcptt_sip.ops.recording import samples_of
 from mcptt_sip.ops.scenario import Event
 from media.quality import score
 from mikey import MikeyError, read
@@ -72,15 +72,6 @@ class Evidence:
             for event in self.events.get(process, [])
             if event["event"] == name and all(event.get(k) == v for k, v in details.items())
         ]
-
-
-def samples_of(path: Path) -> tuple[np.ndarray, int]:
-    """Mono samples of a WAV as floats of ±1, and their rate."""
-    with wave.open(str(path)) as file:
-        data = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").astype(float) / 32768
-        if file.getnchannels() > 1:
-            data = data.reshape(-1, file.getnchannels()).mean(axis=1)
-        return data, file.getframerate()
 
 
 def user_of(uri: str | None) -> str:

@@ -73,6 +73,7 @@ class Town:
     proxy: str
     observed: list[tuple[str, dict[str, Any]]]
     clients: list[McpttClient] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def keyring(self, user: str) -> Keyring:
         ring = Keyring()
@@ -125,6 +126,17 @@ class Town:
     async def phones(self, *names: str) -> list[Townsman]:
         return [await self.phone(name) for name in names]
 
+    def observe(self, name: str, details: dict[str, Any]) -> None:
+        self.observed.append((name, details))
+        self.news.set()
+
+    async def until_gone(self, name: str) -> None:
+        """The server has noticed that ``name`` is not in the call any more."""
+        async with asyncio.timeout(PATIENCE):
+            while uri(name) in self.seen("members")[-1]["connected"]:
+                self.news.clear()
+                await self.news.wait()
+
     def seen(self, name: str, **details: Any) -> list[dict[str, Any]]:
         """What the server told its operator."""
         return [d for n, d in self.observed if n == name and all(d.get(k) == v for k, v in details.items())]
@@ -150,7 +162,7 @@ async def town(kind: type[McpttServer] = McpttServer, settings: RegroupSettings 
             regroup=settings or RegroupSettings(),
         ),
         policy=lambda: policy, keyring=ring, replay=MemoryReplayCache(),
-        observe=lambda name, details: observed.append((name, details)),
+        observe=lambda name, details: here.observe(name, details),
     )
     (_, host, port), _ = await server.start()
     here = Town(kms, server, f"sip:{host}:{port};transport=tcp", observed)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mcptt_sip.ops.recording import samples_of as samples
 from mcptt_sip.ops.scenario import Lab
-from mcptt_sip.ops.verdict import samples_of as samples
 
 __all__ = ["bursts_heard", "samples"]
 
