@@ -272,7 +272,10 @@ class ClientSession(InviteSession):
         if not known:
             dialog.subscriptions = (self,)  # holds the dialog until its BYE is answered
             self._services.add_dialog(dialog)
-            request = dialog.request("BYE")
+            farewell = self._farewell or Farewell()  # what was to be said by CANCEL is said by the BYE
+            request = dialog.request("BYE", farewell.headers, farewell.body)
+            if farewell.content_type is not None:
+                request.headers.set("Content-Type", farewell.content_type)
 
             def gone(_: ClientRequest, response: Response | None, cause: Cause, now: float) -> bool:
                 dialog.subscriptions = ()
