@@ -11,13 +11,17 @@ from mcptt_sip.flow import Flow
 from mcptt_sip.grammar import Params
 from mcptt_sip.headers import NameAddr
 from mcptt_sip.message import Request, Response
-from mcptt_sip.uri import SipUri
+from mcptt_sip.uri import SipUri, is_address, parse_uri
 
 __all__ = ["Dialog", "DialogId", "route_request"]
 
 #: (Call-ID, local tag, remote tag)
 DialogId = tuple[str, str, str]
 
+#: ports that go unsaid (RFC 3261 19.1.2, RFC 7118 5)
+_PORTS = {"udp": 5060, "tcp": 5060, "tls": 5061, "ws": 80, "wss": 443}
+#: what a transport parameter may mean as well: RFC 3261 26.2.2, RFC 7118 5.2.4
+_SECURED = {"tcp": "tls", "ws": "wss"}
 #: requests whose Contact, and whose 2xx's Contact, changes the remote target (RFC 6665, 3311, 3515, 5057 5)
 TARGET_REFRESH = frozenset({"INVITE", "UPDATE", "SUBSCRIBE", "NOTIFY", "REFER"})
 
@@ -41,6 +45,7 @@ class Dialog:
         "remote_target",
         "route_set",
         "secure",
+        "sent_by",
         "session",
         "subscriptions",
     )
@@ -79,6 +84,8 @@ class Dialog:
         self.confirmed = confirmed  # False: early
         self.initiator = initiator  # whether this side sent the request that made it
         self.flow = flow
+        #: where the peer itself says to be, when no proxy stands between: the sent-by of its only Via
+        self.sent_by: tuple[str, int] | None = None
         self.session: Any = None  # the INVITE usage
         self.refers = 0  # REFERs taken in this dialog (RFC 3515 2.4.6)
         self.subscriptions: tuple[Any, ...] = ()  # the SUBSCRIBE and REFER usages
@@ -113,7 +120,7 @@ class Dialog:
         if not isinstance(target, SipUri):
             raise ParseError("the Contact holds no SIP URI")
         to = headers.to
-        return cls(
+        made = cls(
             call_id=headers.call_id,
             local=str(to) if to.tag else f"{to};tag={local_tag}",
             remote=str(headers.from_),
@@ -123,8 +130,9 @@ class Dialog:
             route_set=tuple(headers.values("record-route")),
             remote_cseq=headers.cseq.number,
             secure=_secure(request, flow),
-            flow=flow,
         )
+        made.heard(request, flow)
+        return made
 
     @property
     def id(self) -> DialogId:
@@ -148,6 +156,34 @@ class Dialog:
         contacts = message.headers.contact
         if contacts and isinstance(contacts[0].uri, SipUri):
             self.remote_target = str(contacts[0].uri)
+
+    def heard(self, request: Request, flow: Flow | None) -> None:
+        """A request of the peer came over `flow`."""
+        self.flow = flow
+        via = request.headers.top_via
+        alone = len(request.headers.values("via")) == 1
+        self.sent_by = (via.host, via.port or _PORTS.get(via.transport.lower(), 5060)) if alone else None
+
+    @property
+    def way(self) -> Flow | None:
+        """The flow for the next request, or ``None`` when it has to be found by the next hop (RFC 3261 12.2.1.1).
+
+        The flow that the peer was last heard on is used as long as the next hop is there: it is that address, or the
+        address that the peer itself gives as its own (behind a NAT, or over its connection), or a name.
+        """
+        flow = self.flow
+        if flow is None:
+            return None
+        try:
+            hop = NameAddr.parse(self.route_set[0]).uri if self.route_set else parse_uri(self.remote_target)
+        except ParseError:
+            return flow
+        if not isinstance(hop, SipUri) or not is_address(hop.host):
+            return flow
+        if hop.transport is not None and flow.transport not in (hop.transport, _SECURED.get(hop.transport)):
+            return None
+        there = hop.host, hop.port or _PORTS.get(flow.transport, 5060)
+        return flow if there in (flow.remote, self.sent_by) else None
 
     def in_order(self, request: Request) -> bool:
         """Take the CSeq of a request; ``False`` when it is lower than one before: 500 (12.2.2)."""

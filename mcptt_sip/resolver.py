@@ -8,7 +8,6 @@ for addresses only, `mcptt_sip.dnslookup.DnsLookup` asks for NAPTR and SRV recor
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from itertools import groupby
 from typing import Protocol
 
 from mcptt_sip.errors import Unreachable
-from mcptt_sip.uri import SipUri
+from mcptt_sip.uri import SipUri, is_address
 
 __all__ = ["Lookup", "Naptr", "Place", "Resolver", "Srv", "SystemLookup"]
 
@@ -131,7 +130,7 @@ class Resolver:
         plain = stated or ("tls" if secure else "tcp" if large and "tcp" in usable else "udp")
         if plain not in self._transports:
             raise Unreachable(str(uri), (f"transport {plain} is not served",))
-        if _numeric(target):
+        if is_address(target):
             return [Place(plain, target, uri.port or _PORTS[plain], name)]
         if uri.port is not None:
             return await self._at(plain, target, uri.port, name, uri)
@@ -182,15 +181,7 @@ class Resolver:
         return out
 
     async def _at(self, transport: str, host: str, port: int, name: str, uri: SipUri) -> list[Place]:
-        addresses = [host] if _numeric(host) else await self._lookup.addresses(host)
+        addresses = [host] if is_address(host) else await self._lookup.addresses(host)
         if not addresses:
             raise Unreachable(str(uri), (f"{host} has no address",))
         return [Place(transport, address, port, name) for address in addresses]
-
-
-def _numeric(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -71,6 +71,8 @@ class StackSettings:
     min_se: int = 90
     #: transactions open at a time; beyond, new requests get 503 with Retry-After
     max_server_transactions: int = 200_000
+    #: whether a call ends when the connection it was on is lost; else its next request opens another
+    flow_loss_ends_calls: bool = True
     #: answer OPTIONS outside a dialog without asking the application (RFC 3261 11)
     answer_options: bool = True
     #: users whose nonces are remembered

@@ -292,7 +292,7 @@ class InviteSession:
     def receive_request(self, transaction: Any, request: Request, now: float) -> None:
         """A request in its dialog, in order (the stack has seen to that), other than ACK."""
         if self.dialog is not None:
-            self.dialog.flow = transaction.flow
+            self.dialog.heard(request, transaction.flow)
         if request.method == "BYE":
             self._services.answer(transaction, request.response(200), now)
             self._step(Happens.BYE_IN, Farewell(cause=Cause.REMOTE_BYE, request=request), now)

@@ -103,7 +103,7 @@ class SipStack(TransactionLayer):
         self._flow_gone(flow, now)
         for dialog in [d for d in self._dialogs.values() if d.flow == flow]:
             dialog.flow = None
-            if isinstance(dialog.session, InviteSession):
+            if isinstance(dialog.session, InviteSession) and self.settings.flow_loss_ends_calls:
                 dialog.session.flow_lost(now)
         self.emit(FlowLost(flow))
 
@@ -281,7 +281,7 @@ class SipStack(TransactionLayer):
 
     def flow_of(self, dialog: Dialog) -> Flow | None:
         """The flow to use for a request in `dialog`; ``None``: resolve the next hop."""
-        return dialog.flow
+        return dialog.way
 
     def deliver(self, transaction: ServerRecord, session: Any, now: float) -> None:
         """Give the request of a server transaction in the dialog of `session` to the application."""
@@ -443,7 +443,7 @@ class SipStack(TransactionLayer):
                 held.resubscribed(record, request, now)
             case "SUBSCRIBE" | "REFER":
                 record.session = session
-                dialog.flow = record.flow
+                dialog.heard(request, record.flow)
                 self.emit(RequestReceived(ServerRequest(self, record, session, dialog)))
             case _ if isinstance(session, InviteSession):
                 record.session = session

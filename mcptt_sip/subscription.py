@@ -201,7 +201,7 @@ class Subscription(_Usage):
             self._join(dialog)
         else:
             self.dialog.refresh_target(request)
-            self.dialog.flow = transaction.flow
+            self.dialog.heard(request, transaction.flow)
         on = {"active": Happens.NOTIFIED_ACTIVE, "pending": Happens.NOTIFIED_PENDING}.get(
             state.state, Happens.NOTIFIED_TERMINATED if state.state == "terminated" else Happens.NOTIFIED_ACTIVE
         )
@@ -411,7 +411,7 @@ class NotifierSubscription(_Usage):
         self._services.answer(transaction, response, now)
         assert self.dialog is not None
         self.dialog.refresh_target(request)
-        self.dialog.flow = transaction.flow
+        self.dialog.heard(request, transaction.flow)
         self._step(Happens.RESUBSCRIBED if expires else Happens.UNSUBSCRIBED, (request, expires), now)
 
     def handle_timer(self, now: float) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 from mcptt_sip.errors import ParseError
 from mcptt_sip.grammar import Params, format_host
 
-__all__ = ["AbsoluteUri", "SipUri", "TelUri", "Uri", "parse_host_port", "parse_uri"]
+__all__ = ["AbsoluteUri", "SipUri", "TelUri", "Uri", "is_address", "parse_host_port", "parse_uri"]
 
 _USER_SAFE = "-_.!~*'()&=+$,;?/"
 _HEADER_SAFE = "-_.!~*'()[]/?:+$"
@@ -66,6 +66,15 @@ def parse_host_port(text: str, at: int = 0) -> tuple[str, int | None, int]:
     if port is not None and port > 65535:
         raise ParseError("a port above 65535", offset=match.start(2))
     return _host(match[1]), port, match.end()
+
+
+def is_address(host: str) -> bool:
+    """Whether a host (without brackets) is a numeric address and no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _same_host(one: str, other: str) -> bool:

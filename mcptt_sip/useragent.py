@@ -68,6 +68,7 @@ TELEPHONE = StackSettings(
         "OPTIONS",
     ),
     allow_events=("refer",),
+    flow_loss_ends_calls=False,
 )  # fmt: skip
 
 
