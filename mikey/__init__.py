@@ -17,13 +17,18 @@ RFC 3830, 6043, 6507, 6508, 6509 and the profile of 3GPP TS 33.180. Knows nothin
 >>> opened.key == csk.replace(activation=opened.key.activation)
 True
 
+To go on from here: `seal_many` for a list of recipients; `KmsServer` on a `KmsStore` issues keys and `KeyKeeper`
+fetches, keeps and renews them; `SqliteReplayCache` outlives a restart; `keep_tables()` makes a program's first seal as
+fast as its later ones; `python -m mikey kms | kms-admin | inspect` are the programs.
+
 | part | support |
 |---|---|
 | RFC 6507 ECCSI (P-256, SHA-256), RFC 6508 SAKKE (parameter set 1) | yes |
 | RFC 6509 message, native identities (scheme 1) | yes |
 | RFC 3830 payloads of an I_MESSAGE, PRF-HMAC-SHA-256 | yes; other key exchange modes: no |
 | RFC 6043 GENERIC-ID, IDR | yes; tickets: no |
-| TS 33.180 E (GMK, PCK, CSK, SPK, MKFC, MSCCK, MuSiK), F.1, F.2, Annex D | yes |
+| TS 33.180 E (GMK, PCK, CSK, SPK, MKFC, MSCCK, MuSiK), F.1, F.2, Annex D | yes; redirects of Annex D: no |
+| TS 33.180 5.3 protection of KMS responses (TrK, InK) | yes; their replacement within a response: no |
 
 Names are loaded when first used, so that `import mikey` costs next to nothing.
 """

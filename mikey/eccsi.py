@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 from gmpy2 import invert, mpz
 
@@ -82,30 +84,56 @@ def _multiply_literally(k: mpz, point: Point) -> Point:
     return out
 
 
+class _OpenSsl(NamedTuple):
+    """What this module needs of `cryptography`, loaded when first used."""
+
+    ec: ModuleType
+    curve: ec.EllipticCurve
+    ecdh: ec.ECDH
+    ecdsa: ec.ECDSA
+    encode_dss_signature: Callable[[int, int], bytes]
+    InvalidSignature: type[Exception]
+
+
+@cache
+def _openssl() -> _OpenSsl:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+    ecdsa = ec.ECDSA(utils.Prehashed(hashes.SHA256()))
+    return _OpenSsl(ec, ec.SECP256R1(), ec.ECDH(), ecdsa, utils.encode_dss_signature, InvalidSignature)
+
+
+def _derived(k: int) -> ec.EllipticCurvePrivateKey:
+    ssl = _openssl()
+    key: ec.EllipticCurvePrivateKey = ssl.ec.derive_private_key(k, ssl.curve)
+    return key
+
+
 def _base_multiply(k: mpz) -> Affine:
     """[k]G for 0 < k < n, by OpenSSL."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    numbers = ec.derive_private_key(int(k), ec.SECP256R1()).public_key().public_numbers()
+    numbers = _derived(int(k)).public_key().public_numbers()
     return mpz(numbers.x), mpz(numbers.y)
 
 
 def _multiply(k: mpz, point: Affine) -> Point:
-    """[k]A by two x-only products of OpenSSL: the x of [k]A and of [k+1]A = [k]A + A fix y.
+    """[k]A by two x-only products of OpenSSL: the x of [k]A and of [k](A + G) = [k]A + [k]G fix y.
 
-    From the chord through [k]A = (x0, y0) and A = (x, y): (y0 - y)^2 = (x1 + x0 + x)(x0 - x)^2, where y0^2
-    follows from the curve, so y0 = (y0^2 + y^2 - (x1 + x0 + x)(x0 - x)^2) / 2y.
+    From the chord through [k]A = (x0, y0) and [k]G = (x, y), whose third point is (x1, ..):
+    (y0 - y)^2 = (x1 + x0 + x)(x0 - x)^2, where y0^2 follows from the curve, so
+    y0 = (y0^2 + y^2 - (x1 + x0 + x)(x0 - x)^2) / 2y.
     """
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     k %= ORDER
-    if k < 2 or k > ORDER - 3:
+    if k < 2 or k > ORDER - 3 or point[0] == _GX:
         return _multiply_literally(k, point)
-    peer = _public(point)
-    curve, ecdh = ec.SECP256R1(), ec.ECDH()
-    x, y = point
-    x0 = mpz(int.from_bytes(ec.derive_private_key(int(k), curve).exchange(ecdh, peer), "big"))
-    x1 = mpz(int.from_bytes(ec.derive_private_key(int(k + 1), curve).exchange(ecdh, peer), "big"))
+    beside = _add(point, (_GX, _GY))
+    assert beside is not None  # only -G has no such point
+    ecdh, private = _openssl().ecdh, _derived(int(k))
+    numbers = private.public_key().public_numbers()
+    x, y = mpz(numbers.x), mpz(numbers.y)
+    x0 = mpz(int.from_bytes(private.exchange(ecdh, _public(point)), "big"))
+    x1 = mpz(int.from_bytes(private.exchange(ecdh, _public(beside)), "big"))
     square = x0 * (x0 * x0 - 3) + B
     d = x0 - x
     y0 = (square + y * y - (x1 + x0 + x) * d * d) * invert(2 * y, P) % P
@@ -115,9 +143,9 @@ def _multiply(k: mpz, point: Affine) -> Point:
 
 
 def _public(point: Affine) -> ec.EllipticCurvePublicKey:
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), _encode(point))
+    ssl = _openssl()
+    key: ec.EllipticCurvePublicKey = ssl.ec.EllipticCurvePublicKey.from_encoded_point(ssl.curve, _encode(point))
+    return key
 
 
 def validate_kpak(kpak: bytes) -> None:
@@ -171,12 +199,11 @@ def sign(octets: bytes, ssk: bytes, h: bytes, pvt: bytes, *, j: int | None = Non
 
     The nonce comes fresh from OpenSSL; the inversion is blinded.
     """
-    from cryptography.hazmat.primitives.asymmetric import ec
-
+    ssl = _openssl()
     k = mpz(int.from_bytes(ssk, "big"))
     while True:
         if j is None:
-            numbers = ec.generate_private_key(ec.SECP256R1()).private_numbers()
+            numbers = ssl.ec.generate_private_key(ssl.curve).private_numbers()
             nonce, r = mpz(numbers.private_value), mpz(numbers.public_numbers.x)
         else:
             nonce, r = mpz(j), _base_multiply(mpz(j))[0]
@@ -233,10 +260,6 @@ def verify_one_of(
 
     Raises `BadSignature` when it is none.
     """
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, utils
-
     if len(signature) != SIGNATURE_OCTETS:
         raise BadSignature("an ECCSI signature has 129 octets")
     r_octets, pvt = signature[:N], signature[2 * N :]
@@ -256,12 +279,12 @@ def verify_one_of(
     known = key is not None
     if key is None:
         key = _public(_point_of(kpak, pvt, h))
-    encoded = utils.encode_dss_signature(int(r), int(invert(s, ORDER)))
-    algorithm = ec.ECDSA(utils.Prehashed(hashes.SHA256()))
+    ssl = _openssl()
+    encoded = ssl.encode_dss_signature(int(r), int(invert(s, ORDER)))
     for number, he in enumerate(digests):
         try:
-            key.verify(encoded, he, algorithm)
-        except InvalidSignature:
+            key.verify(encoded, he, ssl.ecdsa)
+        except ssl.InvalidSignature:
             continue
         if not known:
             cache.put(h, key)

@@ -99,6 +99,17 @@ class KmsStore:
     """A KMS on disk. `kms`, `tokens`, `users`, `revoked` and `partners` are its state as last read.
 
     Opening raises `StoreError` for a wrong passphrase or key file, a foreign or broken file.
+
+    >>> import tempfile
+    >>> folder, unlock = tempfile.TemporaryDirectory(), Unlock.passphrase("correct horse")
+    >>> kms, now = Kms.generate("kms.example.org", ["example.org"]), 1_800_000_000.0
+    >>> with KmsStore.create(Path(folder.name) / "kms.db", unlock, kms, now=now) as store:
+    ...     store.put_users([("sip:alice@example.org", token_digest("her token"))], now=now)
+    ...     new = store.rotate(now + 86400, now=now)
+    ...     [entry.event for entry in store.audit()]
+    1
+    ['created', 'users', 'rotated']
+    >>> folder.cleanup()
     """
 
     def __init__(self, path: Path, unlock: Unlock) -> None:

@@ -176,6 +176,17 @@ def seal_many(
     `workers`: processes at most, default one for each core this process may use; `options` as in `seal`. Closing the
     iterator, or leaving its loop, ends the work. Raises what selecting the signer raises; what fails for one recipient
     alone comes as `NotSealed`.
+
+    >>> from mikey import Keyring, KeyType, Kms, TransportKey
+    >>> kms, now, ring = Kms.generate("kms.example.org", ["example.org"]), 1_800_000_000.0, Keyring()
+    >>> ring.add_certificate(kms.certificate)
+    >>> ring.add_key_set(kms.issue("sip:alice@example.org", now))
+    >>> key = TransportKey.generate(KeyType.CSK)
+    >>> to = ["sip:bob@example.org", "sip:eve@elsewhere.example"]
+    >>> for made in seal_many(key, sender="sip:alice@example.org", recipients=to, keyring=ring, now=now):
+    ...     print(made.recipient, "sealed" if isinstance(made, SealedMessage) else made.error)
+    sip:bob@example.org sealed
+    sip:eve@elsewhere.example no KMS certificate for elsewhere.example
     """
     work = _work(key, sender, recipients, keyring, now, options)
     processes = workers_for(len(recipients), workers, options)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ from mikey.payloads import (
     GenericId,
     Header,
     Idr,
-    IMessage,
     Payload,
     Rand,
     SakkeData,
@@ -123,8 +123,8 @@ def seal(
     )
     chain.append(Signature(ECCSI, bytes(eccsi.SIGNATURE_OCTETS)))
     octets = encode_chain(Header(csb_id, MAP_GENERIC_ID, sessions), chain)[: -eccsi.SIGNATURE_OCTETS]
-    message = IMessage.decode(octets + signer.sign(octets))
-    return SealedMessage(message.octets, csb_id, message.signed_digest, ntp_decode(stamp), recipient)
+    digest = hashlib.sha256(octets).digest()  # all but the signature is signed
+    return SealedMessage(octets + signer.sign(octets), csb_id, digest, ntp_decode(stamp), recipient)
 
 
 def _refuse_to_seal(key: TransportKey, now: float, management_server: bool, long_key: bool) -> None:
