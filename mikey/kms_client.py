@@ -19,6 +19,7 @@ from mikey.keyring import Keyring
 from mikey.keys import KeySet, KmsCertificate
 from mikey.kms_documents import CONTENT_TYPE, MAX_OCTETS, ROOT, KmsResponse, decode_response
 from mikey.kms_protection import TransportKeys
+from mikey.tls import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 class KmsClient:
     """Fetches and validates the certificate and key sets of one user.
 
-    `url` is the KMS' root (https://host:port, or http:// on loopback); `token` its bearer token, or None
+    `url` is the KMS' root (https://host:port; http:// on loopback only, else `KmsError`); `token` its bearer token, or
+    None
     with a client certificate in `ssl_context`. Nothing fetched is used before its equations hold. With
     `transport_keys` (TrK, InK) nothing but signed answers with wrapped keys is taken.
     """
@@ -42,6 +44,8 @@ class KmsClient:
         timeout: float = 10.0,
         transport_keys: TransportKeys | None = None,
     ) -> None:
+        if not url.startswith("https://") and not is_loopback(URL(url).host or ""):
+            raise KmsError(f"a token and keys do not go over a network in clear: {url} is not https")
         self._url = url.rstrip("/")
         self._token = token
         self.uri = uri

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
-import ipaddress
 import json
 import os
 import signal
@@ -28,7 +27,7 @@ from mikey.kms_documents import decode_certificate, encode_certificate
 from mikey.kms_http import Directory, KmsServer, Users, serve_until
 from mikey.kms_protection import TransportKeys
 from mikey.kms_store import KmsStore, token_digest
-from mikey.tls import development_certificate, server_context
+from mikey.tls import development_certificate, is_loopback, server_context
 
 PASSPHRASE_VARIABLE = "MIKEY_KMS_PASSPHRASE"  # the variable's name, not a passphrase  # noqa: S105
 EXIT_OK, EXIT_USAGE, EXIT_ENVIRONMENT = 0, 2, 3
@@ -157,14 +156,6 @@ def _partner(path: Path) -> Any:
         return decode_certificate(path.read_bytes())
     except OSError as error:
         raise KmsError(f"{path}: {error.strerror}") from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody else can listen in between."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def tls_of(options: KmsOptions, now: float) -> tuple[ssl.SSLContext | None, Path | None]:

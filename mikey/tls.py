@@ -57,6 +57,14 @@ def development_certificate(
     certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
 
 
+def is_loopback(host: str) -> bool:
+    """Whether nobody else can listen in between."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _general_name(name: str) -> x509.GeneralName:
     from cryptography import x509
 

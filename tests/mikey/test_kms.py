@@ -183,6 +183,14 @@ async def test_certificates_of_users_name_them(served: Running) -> None:
     assert await refused(served.client(CAROL, None, ssl_context=stranger), "keyprov") == 401
 
 
+@pytest.mark.parametrize("url", ["http://kms.example.org", "http://192.0.2.1:8443", "ftp://127.0.0.2.example", "kms"])
+def test_a_client_sends_no_token_over_a_network_in_clear(url: str) -> None:
+    with pytest.raises(KmsError, match="in clear"):
+        KmsClient(url, token="token-of-alice", uri=ALICE, clock=lambda: NOW)
+    for good in ("https://kms.example.org", "http://127.0.0.1:1", "http://[::1]:1", "http://localhost:1"):
+        KmsClient(good, token="token-of-alice", uri=ALICE, clock=lambda: NOW)
+
+
 def test_users_are_found_by_digest_and_only_when_provisioned() -> None:
     users = Users(TOKENS)
     assert users.of_token("token-of-bob") == BOB and users.of_token("token-of-carol") is None
