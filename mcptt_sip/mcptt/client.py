@@ -22,7 +22,7 @@ from typing import Any
 from mcptt_sip.auth import DigestCredentials
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.endpoint import SipEndpoint
-from mcptt_sip.errors import SipError
+from mcptt_sip.errors import LocalProtocolError, SipError
 from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.call import CallSettings, Regroup
@@ -459,7 +459,10 @@ class McpttClient:
         """A request in the call's dialog; ``None`` when no answer came."""
         if regroup.session is None:
             return None
-        request = regroup.session.send(method, body=body, content_type=content_type, now=self.now())
+        try:
+            request = regroup.session.send(method, body=body, content_type=content_type, now=self.now())
+        except LocalProtocolError:  # there is no dialog yet, or none any more
+            return None
         return await self._final(request)
 
     async def roster(self, regroup: Regroup) -> tuple[str, ...]:

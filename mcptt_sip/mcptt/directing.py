@@ -84,7 +84,8 @@ class DirectedRegroup(Regroup):
                 self._key_for_a_join()
             there = user in self.distribution.named
             self.distribution.name(user)
-            self._joining.add(user)
+            if not there:  # who is in already gets every new key like all others
+                self._joining.add(user)
             try:
                 try:
                     sealed = self.distribution.seal_to(user, self.client.now())
@@ -100,7 +101,9 @@ class DirectedRegroup(Regroup):
             finally:
                 self._joining.discard(user)
             proof = None if outcome.acknowledgement is None else self.on_acknowledgement(outcome.acknowledgement)
-            if self.terms.acknowledgement == "required" and (proof is None or proof.user != user):
+            if self.terms.acknowledgement == "required" and (
+                proof is None or proof.user != user or proof.generation < generation
+            ):
                 await self.client.refer(self, f"<{user};method=BYE>", [])
                 self._not_added(user, 200, "no proof of the key")
                 raise AddFailed(user, 200, "accepted, but did not prove to hold the key")
@@ -138,6 +141,7 @@ class DirectedRegroup(Regroup):
     def _not_added(self, user: str, status: int, warning: str | None) -> None:
         """He gets no further key. That he holds this one cannot be excluded: the I_MESSAGE left (rule 6)."""
         self.distribution.remove(user)
+        self.members.discard(user)
         self.emit("add-failed", user=user, status=status, warning=warning)
         if self.distribution.settings.rekey_on_failed_add and not self._rekey_waits:
             self._rekey_waits = True
@@ -383,9 +387,10 @@ class DirectedRegroup(Regroup):
             log.warning("group=%s acknowledgement refused: %s", self.group, error)
             self.emit("acknowledgement-refused", reason=str(error))
             return None
-        if sealing.result == INSTALLED:
-            self.members.add(sealing.user)
-        self.emit("keyed" if sealing.result == INSTALLED else "revocation-acknowledged", user=sealing.user)
+        if sealing.user in self.distribution.named:  # who was removed meanwhile is in no call, whatever he proves
+            if sealing.result == INSTALLED:
+                self.members.add(sealing.user)
+            self.emit("keyed" if sealing.result == INSTALLED else "revocation-acknowledged", user=sealing.user)
         self._wake(sealing.user)
         return sealing
 

@@ -102,6 +102,8 @@ class InitiatedRegroup(DirectedRegroup):
         except TimeoutError:
             await self.release()
             raise RegroupFailed("the server answered, but nobody proved to hold the key") from None
+        if self.ended.is_set():
+            raise RegroupFailed("the call ended before anybody proved to hold the key")
 
     def on_progress(self, response: Response) -> None:
         """The reliable 183: from now on users can be added."""

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adds, removals, key changes and acknowledgements that meet: what a random walk through whole systems has found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mcptt_sip.mcptt.call import Regroup
+from mcptt_sip.mcptt.callerrors import AddFailed, RegroupFailed
+from mcptt_sip.mcptt.client import McpttClient
+from mcptt_sip.mcptt.contents import SipFragment
+from mcptt_sip.mcptt.distribution import Sealing
+from mcptt_sip.mcptt.initiated import InitiatedRegroup
+from mikey import OpenedKey
+from tests.security.town import town, uri
+
+pytestmark = pytest.mark.network
+
+
+class Remembering(InitiatedRegroup):
+    """Keeps every acknowledgement; may be told what the next REFER comes to."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.proofs: list[bytes] = []
+        self.outcome: Callable[[], Any] | None = None
+
+    def on_acknowledgement(self, octets: bytes) -> Sealing | None:
+        self.proofs.append(octets)
+        return super().on_acknowledgement(octets)
+
+    async def _refer_to(self, user: str, octets: bytes) -> SipFragment:
+        if self.outcome is not None:
+            made: SipFragment = await self.outcome()
+            return made
+        return await super()._refer_to(user, octets)
+
+
+class Caller(McpttClient):
+    initiated_class = Remembering
+
+
+async def test_rule_3_the_acknowledgement_of_an_older_key_adds_nobody() -> None:
+    async with town() as here:
+        alice = await here.phone("alice", Caller)
+        await here.phones("bob", "carol")
+        call = await alice.client.start_regroup(uri("bob"))
+        assert isinstance(call, Remembering)
+        await call.add(uri("carol"))
+        old = call.proofs[-1]
+        await call.remove(uri("carol"))
+        before = len(alice.seen("keyed", user=uri("carol")))
+
+        async def claimed() -> SipFragment:
+            return SipFragment(200, None, old)
+
+        call.on_acknowledgement(old)
+        assert len(alice.seen("keyed", user=uri("carol"))) == before and uri("carol") not in call.members
+        call.outcome = claimed
+        with pytest.raises(AddFailed):
+            await call.add(uri("carol"))
+        assert uri("carol") not in call.distribution.named and uri("carol") not in call.members
+
+
+async def test_rule_2_adding_a_member_again_does_not_keep_the_next_key_from_him() -> None:
+    async with town() as here:
+        alice = await here.phone("alice", Caller)
+        await here.phones("bob", "carol")
+        call = await alice.client.start_regroup(uri("bob"))
+        assert isinstance(call, Remembering)
+        await call.add(uri("carol"))
+        asked, answer = asyncio.Event(), asyncio.Event()
+
+        async def refused() -> SipFragment:
+            asked.set()
+            await answer.wait()
+            raise AddFailed(uri("carol"), 486)
+
+        call.outcome = refused
+        adding = asyncio.ensure_future(call.add(uri("carol")))
+        await asked.wait()
+        await call.rekey()
+        assert call.distribution.keyed() == {uri("bob"), uri("carol")}
+        answer.set()
+        with pytest.raises(AddFailed):
+            await adding
+
+
+class Unprovable(Regroup):
+    """A member whose acknowledgement proves nothing."""
+
+    def acknowledgement(self, opened: OpenedKey, result: int = 0) -> bytes:
+        return bytes(200)
+
+
+class UnprovableClient(McpttClient):
+    member_class = Unprovable
+
+
+async def test_rule_12_a_call_that_ends_before_anybody_proved_the_key_was_not_established() -> None:
+    async with town() as here:
+        alice = await here.phone("alice")
+        await here.phone("bob", UnprovableClient)
+        calling = asyncio.ensure_future(alice.client.start_regroup(uri("bob")))
+        await alice.until("acknowledgement-refused")
+        here.server.controlling.release_all("the server goes down", here.server.now())
+        with pytest.raises(RegroupFailed):
+            await calling
+        assert not alice.seen("established") and not alice.client.calls
+
+
+async def test_a_key_message_before_there_is_a_dialog_goes_nowhere_and_fails_nothing() -> None:
+    async with town() as here:
+        (alice,) = await here.phones("alice")
+        regroup = await alice.client.prepare_regroup()
+        assert await alice.client.send_in(regroup, "MESSAGE", "text/plain", b"") is None
+        calling = asyncio.ensure_future(alice.client.establish(regroup, uri("bob")))
+        await alice.until("calling")
+        assert await alice.client.send_in(regroup, "MESSAGE", "text/plain", b"") is None
+        with pytest.raises(RegroupFailed):  # bob is not there
+            await calling
