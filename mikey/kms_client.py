@@ -28,8 +28,7 @@ class KmsClient:
     """Fetches and validates the certificate and key sets of one user.
 
     `url` is the KMS' root (https://host:port; http:// on loopback only, else `KmsError`); `token` its bearer token, or
-    None
-    with a client certificate in `ssl_context`. Nothing fetched is used before its equations hold. With
+    None with a client certificate in `ssl_context`. Nothing fetched is used before its equations hold. With
     `transport_keys` (TrK, InK) nothing but signed answers with wrapped keys is taken.
     """
 

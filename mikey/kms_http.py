@@ -263,7 +263,8 @@ class KmsServer:
             return KmsResponse(user, self._uri, now, url, key_sets=(key_set,))
         if name in ("certcache", "cert") and len(arguments) <= 1:
             known = (*self.kms.certificates, *self.partners)
-            return KmsResponse(user, self._uri, now, url, cache=known, cache_no=len(known))
+            number = len(known) if self.store is None else self.store.revision
+            return KmsResponse(user, self._uri, now, url, cache=known, cache_no=number)
         if name == "lookup" and len(arguments) == 1:
             return self._looked_up(user, arguments[0], url, now)
         raise KmsError("no such resource", 404)

@@ -96,7 +96,8 @@ def holds_master_secrets(path: Path) -> bool:
 
 
 class KmsStore:
-    """A KMS on disk. `kms`, `tokens`, `users`, `revoked` and `partners` are its state as last read.
+    """A KMS on disk. `kms`, `tokens`, `users`, `revoked` and `partners` are its state as last read, `revision` grows
+    with each change of it.
 
     Opening raises `StoreError` for a wrong passphrase or key file, a foreign or broken file.
 
@@ -122,7 +123,7 @@ class KmsStore:
         try:
             self._check_file()
             self._vault = self._unlocked(unlock)
-            self._seen = self._revision = -1
+            self._seen = self.revision = -1
             self.refresh()
         except BaseException as error:
             self._connection.close()
@@ -246,7 +247,7 @@ class KmsStore:
                     return False
                 self._seen = version
                 (revision,) = self._connection.execute("SELECT revision FROM state").fetchone()
-                if revision == self._revision:
+                if revision == self.revision:
                     return False  # keys were issued, nothing else
                 self._read()
             except sqlite3.Error as error:
@@ -258,7 +259,7 @@ class KmsStore:
         if alone:
             self._connection.execute("BEGIN")  # one view of all tables
         try:
-            (self._revision,) = self._connection.execute("SELECT revision FROM state").fetchone()
+            (self.revision,) = self._connection.execute("SELECT revision FROM state").fetchone()
             generations = []
             for number, certificate, sealed in self._connection.execute(
                 "SELECT number, certificate, secrets FROM generation ORDER BY number"
