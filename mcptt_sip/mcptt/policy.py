@@ -126,24 +126,31 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row: ``holds`` is asked with both profiles known, unless ``for_unknown``."""
+    """One row. ``holds`` is asked with the caller's and the called user's profile, where ``when`` does not say that
+    the question does not arise; ``but`` is the sentence of a refusal, with {caller}, {target}, and both profiles as
+    {a} and {b}."""
 
     what: str
     warning: int
     holds: Callable[[Question, UserProfile, UserProfile], bool]
-    but: str  # with {caller}, {target} and the profiles' fields {n6}, {n2}
+    but: str
     reason: str | None = None
+    when: Callable[[Question], bool] = lambda _question: True
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one rule says. ``because`` is its sentence for this question."""
+    """What one rule says: ``holds`` is ``None`` where it is not asked. ``because`` is its sentence for a refusal."""
 
     what: str
-    holds: bool
+    holds: bool | None
     because: str
     warning: int
     reason: str | None
+
+    @property
+    def refuses(self) -> bool:
+        return self.holds is False
 
 
 _NOBODY = UserProfile("")
@@ -161,29 +168,26 @@ STARTING: tuple[Rule, ...] = (
         "{caller}: MaxAffiliationsN2 is {a.max_affiliations}",
     ),
     Rule(
-        "allow-automatic-commencement", 125,
-        lambda q, a, b: q.commencement is not Commencement.AUTOMATIC or a.allow_automatic_commencement,
-        "{caller}: allow-automatic-commencement is not true",
+        "allow-automatic-commencement", 125, lambda q, a, b: a.allow_automatic_commencement,
+        "{caller}: allow-automatic-commencement is not true", when=lambda q: q.commencement is Commencement.AUTOMATIC,
     ),
     Rule(
-        "allow-manual-commencement", 126,
-        lambda q, a, b: q.commencement is not Commencement.MANUAL or a.allow_manual_commencement,
-        "{caller}: allow-manual-commencement is not true",
+        "allow-manual-commencement", 126, lambda q, a, b: a.allow_manual_commencement,
+        "{caller}: allow-manual-commencement is not true", when=lambda q: q.commencement is Commencement.MANUAL,
     ),
     Rule(
-        "allow-force-auto-answer", 143,
-        lambda q, a, b: q.commencement is not Commencement.FORCED or a.allow_force_auto_answer,
-        "{caller}: allow-force-auto-answer is not true",
+        "allow-force-auto-answer", 143, lambda q, a, b: a.allow_force_auto_answer,
+        "{caller}: allow-force-auto-answer is not true", when=lambda q: q.commencement is Commencement.FORCED,
     ),
     Rule(
-        "allow-emergency-group-call", 100,
-        lambda q, a, b: q.urgency is not Urgency.EMERGENCY or a.allow_emergency_group_call,
+        "allow-emergency-group-call", 100, lambda q, a, b: a.allow_emergency_group_call,
         "{caller}: allow-emergency-group-call is not true", "user authorisation",
+        when=lambda q: q.urgency is Urgency.EMERGENCY,
     ),
     Rule(
-        "allow-imminent-peril-call", 100,
-        lambda q, a, b: q.urgency is not Urgency.IMMINENT_PERIL or a.allow_imminent_peril_call,
+        "allow-imminent-peril-call", 100, lambda q, a, b: a.allow_imminent_peril_call,
         "{caller}: allow-imminent-peril-call is not true", "user authorisation",
+        when=lambda q: q.urgency is Urgency.IMMINENT_PERIL,
     ),
 )
 
@@ -238,7 +242,7 @@ def findings(rules: Sequence[Rule], question: Question) -> list[Finding]:
     return [
         Finding(
             rule.what,
-            rule.holds(question, calling, called),
+            rule.holds(question, calling, called) if rule.when(question) else None,
             rule.but.format(caller=question.caller, target=question.target, a=calling, b=called),
             rule.warning,
             rule.reason,
@@ -250,7 +254,7 @@ def findings(rules: Sequence[Rule], question: Question) -> list[Finding]:
 def decide(rules: Sequence[Rule], question: Question) -> Decision:
     """The first rule that does not hold refuses."""
     for finding in findings(rules, question):
-        if not finding.holds:
+        if finding.refuses:
             return Decision.no(finding.warning, finding.because, finding.reason)
     return Decision.yes(f"{question.caller} may call {question.target} in a user regroup")
 

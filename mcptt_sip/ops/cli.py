@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from mcptt_sip.ops.admin_commands import app as admin
 from mcptt_sip.ops.programs import ENVIRONMENT, FAILED, PASSED, USAGE
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(admin)
 
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Tell the story; twice: everything.")]
 Pcap = Annotated[Path | None, typer.Option("--pcap", help="Write a pcapng capture (SIP in clear, no keys).")]
@@ -186,20 +189,38 @@ def serve(
     policy: Annotated[
         Path, typer.Option(help="TOML file of user profiles and passwords; re-read when it changes.")
     ] = Path("policy.toml"),
-    kms_url: Annotated[str, typer.Option("--kms", help="URL of the KMS.")] = "http://127.0.0.1:8443",
+    kms_url: Annotated[str, typer.Option("--kms", help="URL of the KMS.")] = "https://127.0.0.1:8443",
+    kms_ca: Annotated[
+        Path | None, typer.Option("--kms-ca", help="PEM that the KMS's certificate is checked with.")
+    ] = None,
     kms_token_file: Annotated[
         Path | None, typer.Option(help="Bearer token for the KMS (or MCPTT_KMS_TOKEN).")
     ] = None,
     answer_when: Annotated[str, typer.Option(help="Step 9: first, quorum:N or all.")] = "first",
     answer_time_limit: Annotated[float, typer.Option(help="TNG1, seconds.")] = 30.0,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="At TNG1 end the call (Warning 112) instead of going on without (111).")
+    ] = False,
+    stay_when_refused: Annotated[
+        bool, typer.Option("--stay-when-refused", help="The first user's refusal ends no call before TNG1.")
+    ] = False,
+    answer_mode: Annotated[str, typer.Option(help="Of callers who ask for none: automatic or manual.")] = "automatic",
     ring_time_limit: Annotated[float, typer.Option(help="How long one user may ring, seconds.")] = 60.0,
     max_participants: Annotated[int, typer.Option(help="Of one call, the initiator included.")] = 1000,
     max_duration: Annotated[float, typer.Option(help="TNG3, seconds.")] = 14400.0,
+    max_silence: Annotated[float, typer.Option(help="T4: a call in which nobody talks so long ends; 0: none.")] = 1800.0,
+    max_calls: Annotated[int, typer.Option(help="At one time; beyond, 500 with Retry-After.")] = 1000,
+    session_expires: Annotated[int, typer.Option(help="Session timer of every leg, seconds, from 90; 0: none.")] = 1800,
+    resource_priority: Annotated[
+        list[str] | None,
+        typer.Option(help="URGENCY=VALUE, e.g. emergency=mcpttp.15; also normal and imminent-peril. Repeatable."),
+    ] = None,
     release_without_initiator: Annotated[
         bool, typer.Option("--release-without-initiator", help="End a call when its initiator is lost.")
     ] = False,
     keep_alive: Annotated[float, typer.Option(help="Seconds; three misses end a flow.")] = 5.0,
     media_host: Annotated[str, typer.Option(help="Address of the relay's sockets.")] = "127.0.0.1",
+    store: Annotated[Path | None, typer.Option(help="Folder for what must survive a crash: accepted messages.")] = None,
     pcap: Pcap = None,
     verbose: Verbose = 0,
 ) -> None:
@@ -209,13 +230,17 @@ def serve(
     """
     from mcptt_sip.mcptt.regroup import AnswerCondition, RegroupSettings
     from mcptt_sip.ops.programs import set_up_logging
-    from mcptt_sip.ops.serve import ServerOptions, run_server
+    from mcptt_sip.ops.serve import ServerOptions, controlling_settings, run_server
 
     set_up_logging(verbose)
     try:
         condition = AnswerCondition.parse(answer_when)
+        controlling = controlling_settings(
+            identity, domain, answer_mode=answer_mode, max_calls=max_calls, session_expires=session_expires,
+            resource_priority=resource_priority or (),
+        )
     except ValueError as error:
-        _stop(USAGE, f"--answer-when: {error}")
+        _stop(USAGE, str(error))
     options = ServerOptions(
         listen=tuple(listen or ["udp:127.0.0.1:5060", "tcp:127.0.0.1:5060"]),
         identity=identity,
@@ -226,13 +251,19 @@ def serve(
         regroup=RegroupSettings(
             answer_condition=condition,
             answer_time_limit=answer_time_limit,
+            proceed_at_time_limit=not abandon,
+            stay_when_refused=stay_when_refused,
+            max_silence=max_silence,
             ring_time_limit=ring_time_limit,
             max_participants=max_participants,
             max_duration=max_duration,
             keep_without_initiator=not release_without_initiator,
         ),
+        controlling=controlling,
         keep_alive=keep_alive,
         media_host=media_host,
+        kms_authority=kms_ca,
+        store=store,
         pcap=pcap,
     )
     raise typer.Exit(_run(run_server(options)))
@@ -243,7 +274,10 @@ def phone(
     uri: Annotated[str, typer.Option(help="MCPTT ID, e.g. sip:alice@mcx.example.")],
     proxy: Annotated[str, typer.Option(help="Address of the server: TRANSPORT:HOST:PORT.")],
     server: Annotated[str, typer.Option(help="The server's service identity.")] = "sip:mcptt@mcx.example",
-    kms_url: Annotated[str, typer.Option("--kms", help="URL of the KMS.")] = "http://127.0.0.1:8443",
+    kms_url: Annotated[str, typer.Option("--kms", help="URL of the KMS.")] = "https://127.0.0.1:8443",
+    kms_ca: Annotated[
+        Path | None, typer.Option("--kms-ca", help="PEM that the KMS's certificate is checked with.")
+    ] = None,
     kms_token_file: Annotated[
         Path | None, typer.Option(help="Bearer token for the KMS (or MCPTT_KMS_TOKEN).")
     ] = None,
@@ -266,6 +300,9 @@ def phone(
     store: Annotated[
         Path | None,
         typer.Option(help="Folder for what must survive a crash: accepted messages, and whom keys were made for."),
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help="Seals this user's keys in --store: a start needs no KMS. Made when new.")
     ] = None,
     mirror: Annotated[
         str | None, typer.Option(help="Test: HOST:PORT that gets a copy of every media packet received.")
@@ -290,6 +327,8 @@ def phone(
         _stop(USAGE, f"--acknowledgement {acknowledgement!r} is not none, optional or required")
     if not key_lifetime > 0:
         _stop(USAGE, "--key-lifetime must be positive: a group key has a finite life")
+    if key_file is not None and store is None:
+        _stop(USAGE, "--key-file seals what is in --store: give both")
     options = PhoneOptions(
         uri=uri,
         server=server,
@@ -309,7 +348,9 @@ def phone(
         tap=tap,
         pcap=pcap,
         pcap_secrets=pcap_secrets,
+        kms_authority=kms_ca,
         store=store,
+        key_file=key_file,
         deputies=tuple(deputy or ()),
         rekey_on_join=rekey_on_join,
     )

@@ -30,15 +30,11 @@ from mcptt_sip.ops.eavesdrop import KeyFile, Mirror, Tap
 from mcptt_sip.ops.programs import PASSED, StopSignals, emit, host_and_port, listener
 from mcptt_sip.ops.store import JournalFolder
 from mcptt_sip.ops.tracing import CaptureTap
+from mcptt_sip.ops.userkeys import KeySource, held_keys
 from media.errors import MediaError
-from mikey import Keyring, MemoryReplayCache, MikeyError, ReplayCache, SqliteReplayCache, TransportKey
-from mikey.kms_client import KmsClient
+from mikey import Keyring, MikeyError, ReplayCache, TransportKey
 
 log = logging.getLogger(__name__)
-
-#: seconds; how far a sender's clock may be off (RFC 3830 5.4)
-REPLAY_SKEW = 300.0
-
 
 class CommandError(SipError):
     """The command makes no sense now, or is spelled wrongly."""
@@ -338,7 +334,9 @@ class PhoneOptions:
     tap: str | None = None
     pcap: Path | None = None
     pcap_secrets: Path | None = None
+    kms_authority: Path | None = None
     store: Path | None = None
+    key_file: Path | None = None
     deputies: tuple[str, ...] = ()
     rekey_on_join: bool = False
 
@@ -350,12 +348,14 @@ CLIENT_CLASS: type[McpttClient] = McpttClient
 async def run_phone(options: PhoneOptions) -> int:
     """Registers, then carries out commands until the end of standard input, ``quit`` or a signal."""
     stop = StopSignals().install()
-    keyring = Keyring()
-    kms = KmsClient(options.kms, token=options.kms_token, uri=options.uri, clock=time.time)
-    try:
-        await kms.fetch(keyring)
-    finally:
-        await kms.close()
+    source = KeySource(
+        options.kms, options.kms_token, options.uri, options.kms_authority, options.store, options.key_file
+    )
+    async with held_keys(source) as keyring:
+        return await _run_client(options, keyring, source.replay(time.time()), stop)
+
+
+async def _run_client(options: PhoneOptions, keyring: Keyring, replay: ReplayCache, stop: StopSignals) -> int:
     capture = CaptureTap(Capture(options.pcap) if options.pcap is not None else None)
     observers: list[KeyObserver] = []
     tap = None
@@ -370,7 +370,6 @@ async def run_phone(options: PhoneOptions) -> int:
         for observe in observers:
             observe(group, key)
 
-    started = time.time()
     journals = JournalFolder(options.store / "groups") if options.store is not None else None
     settings = ClientSettings(
         server=options.server,
@@ -390,7 +389,7 @@ async def run_phone(options: PhoneOptions) -> int:
         options.uri,
         settings,
         keyring=keyring,
-        replay=replay_cache(options.store, started),
+        replay=replay,
         trace=capture.sip,
         media_trace=capture.media,
         on_event=lambda name, details: emit(name, **details),
@@ -413,16 +412,6 @@ async def run_phone(options: PhoneOptions) -> int:
             mirror.close()
         capture.close()
     return PASSED
-
-
-def replay_cache(store: Path | None, started: float) -> ReplayCache:
-    """Accepted I_MESSAGEs, on disk with ``store``."""
-    if store is not None:
-        store.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = store / "replay.sqlite"
-        return SqliteReplayCache(path, now=started, skew=REPLAY_SKEW, first_use=not path.exists())
-    # Its state ends with the process: what was made before the start may have been accepted before.
-    return MemoryReplayCache(skew=REPLAY_SKEW, lost_at=started - REPLAY_SKEW)
 
 
 def proxy_uri(text: str) -> str:

@@ -6,25 +6,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mcptt_sip.mcptt.policy import Policy, PolicyError
+from mcptt_sip.mcptt.groupcall import ControllingSettings
+from mcptt_sip.mcptt.policy import Commencement, Policy, PolicyError, Urgency
 from mcptt_sip.mcptt.regroup import RegroupSettings
 from mcptt_sip.mcptt.server import McpttServer, ServerSettings
 from mcptt_sip.ops.capture import Capture
 from mcptt_sip.ops.programs import PASSED, StopSignals, emit, listener
 from mcptt_sip.ops.tracing import CaptureTap
+from mcptt_sip.ops.userkeys import KeySource, held_keys
+from mcptt_sip.session_timer import FLOOR as SESSION_FLOOR
 from mcptt_sip.transport import TransportSettings
-from mikey import Keyring, MemoryReplayCache
-from mikey.kms_client import KmsClient
+from mikey import Keyring, ReplayCache
 
 log = logging.getLogger(__name__)
-
-#: seconds; how far a client's clock may be off (RFC 3830 5.4)
-REPLAY_SKEW = 300.0
-
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
@@ -37,9 +36,44 @@ class ServerOptions:
     kms: str
     kms_token: str = field(repr=False)
     regroup: RegroupSettings = RegroupSettings()
+    controlling: ControllingSettings | None = None
     keep_alive: float = 5.0
     media_host: str = "127.0.0.1"
+    kms_authority: Path | None = None
+    store: Path | None = None
     pcap: Path | None = None
+
+
+ANSWER_MODES = {"automatic": Commencement.AUTOMATIC, "manual": Commencement.MANUAL}
+
+
+def controlling_settings(
+    identity: str,
+    domain: str,
+    *,
+    answer_mode: str = "automatic",
+    max_calls: int = 1000,
+    session_expires: int = 1800,
+    resource_priority: Sequence[str] = (),
+) -> ControllingSettings:
+    """From the command line; raises ValueError with a sentence."""
+    if answer_mode not in ANSWER_MODES:
+        raise ValueError(f"--answer-mode {answer_mode!r} is not {' or '.join(ANSWER_MODES)}")
+    if session_expires and session_expires < SESSION_FLOOR:
+        raise ValueError(f"--session-expires {session_expires}: RFC 4028 allows {SESSION_FLOOR} or more, or 0 for none")
+    settings = ControllingSettings(
+        identity, domain, ANSWER_MODES[answer_mode], max_calls=max_calls, session_expires=session_expires
+    )
+    priorities = dict(settings.resource_priority)
+    for text in resource_priority:
+        name, _, value = text.partition("=")
+        namespace, _, level = value.partition(".")
+        if name not in {urgency.value for urgency in Urgency}:
+            raise ValueError(f"--resource-priority {text!r}: the urgency is {', '.join(u.value for u in Urgency)}")
+        if namespace not in ("mcpttp", "mcpttq") or not level.isdecimal() or int(level) > 15:
+            raise ValueError(f"--resource-priority {text!r}: the value is mcpttp.0 to .15, or mcpttq.0 to .15")
+        priorities[Urgency(name)] = value
+    return replace(settings, resource_priority=priorities)
 
 
 class PolicyFile:
@@ -75,12 +109,14 @@ async def run_server(options: ServerOptions) -> int:
     """Serves until it is told to stop."""
     stop = StopSignals().install()
     policy = PolicyFile(options.policy)
-    keyring = Keyring()
-    kms = KmsClient(options.kms, token=options.kms_token, uri=options.identity, clock=time.time)
-    try:
-        await kms.fetch(keyring)
-    finally:
-        await kms.close()
+    source = KeySource(options.kms, options.kms_token, options.identity, options.kms_authority, options.store)
+    async with held_keys(source) as keyring:
+        return await _serve(options, policy, keyring, source.replay(time.time()), stop)
+
+
+async def _serve(
+    options: ServerOptions, policy: PolicyFile, keyring: Keyring, replay: ReplayCache, stop: StopSignals
+) -> int:
     tap = CaptureTap(Capture(options.pcap) if options.pcap is not None else None)
 
     def observe(name: str, details: dict[str, Any]) -> None:
@@ -93,12 +129,12 @@ async def run_server(options: ServerOptions) -> int:
             listen=tuple(listener(text) for text in options.listen),
             media_host=options.media_host,
             regroup=options.regroup,
+            controlling=options.controlling,
             agent=TransportSettings(keep_alive=options.keep_alive),
         ),
         policy=policy,
         keyring=keyring,
-        # Its state ends with the process: what was made before the start may have been accepted before.
-        replay=MemoryReplayCache(skew=REPLAY_SKEW, lost_at=time.time() - REPLAY_SKEW),
+        replay=replay,
         trace=tap.sip,
         media_trace=tap.media,
         observe=observe,
