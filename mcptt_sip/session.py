@@ -564,7 +564,8 @@ class InviteSession:
         request = dialog.request("ACK", cseq=response.headers.cseq.number)
         for name in ("authorization", "proxy-authorization"):
             request.headers.copy_from(transaction.request.headers, name)
-        if self.ack_body is not None and (made := self.ack_body(response)) is not None:
+        late = not transaction.request.body  # our request made no offer: the 2xx did
+        if late and self.ack_body is not None and (made := self.ack_body(response)) is not None:
             request.headers.set("Content-Type", made[0])
             request.body = made[1]
         acks[dialog.remote_tag] = self._services.send_alone(

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 Address = tuple[str, int]
 #: transports over connections, and whether TLS is below
 _SECURE = {"tcp": False, "tls": True, "ws": False, "wss": True}
+_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104
 #: sources whose rate is remembered
 _MAX_SOURCES = 65_536
 
@@ -96,7 +97,8 @@ class _Datagrams(asyncio.DatagramProtocol):
         self.local = transport.get_extra_info("sockname")[:2]
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self._owner.datagram(data, Flow("udp", self.local, (addr[0], addr[1])))
+        local = self._owner.local_address(self.local, addr[0])
+        self._owner.datagram(data, Flow("udp", local, (addr[0], addr[1])))
 
     def error_received(self, exc: Exception) -> None:
         log.debug("udp %s: %s", self.local, exc)  # an ICMP error; transactions notice by their timers
@@ -117,6 +119,7 @@ class Transport:
         self._connections: dict[Flow, Connection] = {}
         self._per_source: Counter[str] = Counter()
         self._allowance: OrderedDict[str, tuple[float, float]] = OrderedDict()  # source: (tokens, when counted)
+        self._sources: OrderedDict[str, str] = OrderedDict()  # our address towards each peer
         self._kept: dict[Flow, list[tuple[bytes, float]]] = {}
         self._numbers = itertools.count(1)
         self._ticker: asyncio.TimerHandle | None = None
@@ -232,18 +235,34 @@ class Transport:
 
     async def _datagram_flow(self, remote: Address) -> Flow:
         family = ":" in remote[0]
-        for local in self._datagrams:
-            if (":" in local[0]) == family:
-                return Flow("udp", local, remote)
-        local = await self.listen("udp", "::" if family else "0.0.0.0", 0)  # noqa: S104 - for answers only
-        return Flow("udp", local, remote)
+        bound = next((local for local in self._datagrams if (":" in local[0]) == family), None)
+        if bound is None:
+            bound = await self.listen("udp", "::" if family else "0.0.0.0", 0)  # noqa: S104 - for answers only
+        return Flow("udp", self.local_address(bound, remote[0]), remote)
+
+    def local_address(self, bound: Address, remote: str) -> Address:
+        """The address that a peer sees when a socket that is bound to every address sends to him."""
+        if bound[0] not in _WILDCARDS:
+            return bound
+        found = self._sources.get(remote)
+        if found is None:
+            with socket.socket(socket.AF_INET6 if ":" in remote else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                try:
+                    probe.connect((remote, 9))  # nothing is sent: the kernel chooses a route
+                    found = probe.getsockname()[0]
+                except OSError:
+                    return bound
+            self._sources[remote] = found
+            while len(self._sources) > _MAX_SOURCES:
+                self._sources.popitem(last=False)
+        return found, bound[1]
 
     # --- sending --------------------------------------------------------------------------------------
 
     def send(self, data: bytes, flow: Flow) -> bool:
         """Hands octets to the kernel; ``False`` when the flow is gone."""
         if flow.transport == "udp":
-            protocol = self._datagrams.get(flow.local)
+            protocol = self._datagrams.get(flow.local) or self._wildcard(flow.local)
             if protocol is None or protocol.socket is None:
                 return False
             protocol.socket.sendto(data, flow.remote)
@@ -257,6 +276,10 @@ class Transport:
             self.counters["unread"] += 1
             connection.abort()
         return True
+
+    def _wildcard(self, local: Address) -> _Datagrams | None:
+        """The socket that is bound to every address on this port."""
+        return self._datagrams.get(("::" if ":" in local[0] else "0.0.0.0", local[1]))  # noqa: S104
 
     # --- keeping alive --------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -57,8 +57,8 @@ __all__ = ["TELEPHONE", "UserAgent"]
 
 log = logging.getLogger(__name__)
 
-CallHandler = Callable[[Call], Awaitable[object]]
-RequestHandler = Callable[[ServerRequest], Awaitable[object]]
+CallHandler = Callable[[Call], Coroutine[Any, Any, object]]
+RequestHandler = Callable[[ServerRequest], Coroutine[Any, Any, object]]
 
 #: what a telephone understands, as against a server
 TELEPHONE = StackSettings(
@@ -369,9 +369,10 @@ class UserAgent:
             await call.ended.wait()
             self.calls.discard(call)
 
-        self._spawn(forget())
+        self.spawn(forget())
 
-    def _spawn(self, work: Any) -> None:
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        """Runs a coroutine until it ends or the agent is closed."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -442,7 +443,7 @@ class UserAgent:
                 return
         call = Call(self, session, incoming=True, audio=self.audio)
         self._keep(call)
-        self._spawn(self._handle(call, self._on_call))
+        self.spawn(self._handle(call, self._on_call))
 
     async def _handle(self, call: Call, handler: CallHandler) -> None:
         try:
@@ -464,7 +465,7 @@ class UserAgent:
             return
         handler = self._on_request.get(incoming.method)
         if handler is not None:
-            self._spawn(self._answer(incoming, handler))
+            self.spawn(self._answer(incoming, handler))
         elif incoming.method == "REFER":
             self._referred(incoming)
         elif incoming.method == "SUBSCRIBE":
@@ -489,7 +490,7 @@ class UserAgent:
     def _referred(self, incoming: ServerRequest) -> None:
         referral = accept_refer(incoming, allowed=self._may_refer(incoming), now=self.now())
         if referral is not None:
-            self._spawn(self._follow(referral))
+            self.spawn(self._follow(referral))
 
     def _may_refer(self, incoming: ServerRequest) -> bool:
         if self.follow_refers != "in-dialog":

@@ -95,6 +95,20 @@ async def test_a_message_goes_there_and_its_answer_back_on_the_same_flow(
             assert await client.connect(kind, host, port) == flow, "an open connection is used again"
 
 
+@pytest.mark.parametrize(("wildcard", "host"), [("0.0.0.0", "127.0.0.1"), ("::", "::1")])
+async def test_a_socket_of_every_address_knows_the_one_its_peer_sees(wildcard: str, host: str) -> None:
+    async with end() as (server, there), end() as (client, here):
+        port = (await server.listen("udp", wildcard, 0))[1]
+        flow = await client.connect("udp", host, port)
+        assert flow.local[0] == host
+        assert client.send(OPTIONS, flow)
+        await there.until("heard")
+        back = there.heard[0][1]
+        assert back.local == (host, port)
+        assert server.send(OPTIONS, back)
+        await here.until("heard")
+
+
 @pytest.mark.parametrize("kind", ["tcp", "ws"])
 async def test_a_closed_connection_is_told_to_both_ends(kind: str) -> None:
     async with end() as (server, there), end() as (client, here):
