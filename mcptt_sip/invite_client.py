@@ -341,6 +341,8 @@ class ClientSession(InviteSession):
 
     def _timer_fired(self, due: Due, now: float) -> None:
         if due is Due.CANCEL_GIVEN_UP:
+            # a callee who said 100 and died: nothing else ends the transaction of the INVITE
+            self._services.destroy(self._transaction)
             self._step(Happens.NO_ANSWER, Cause.TIMEOUT, now)
         else:
             super()._timer_fired(due, now)

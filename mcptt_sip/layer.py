@@ -240,6 +240,10 @@ class TransactionLayer:
         self._clients[record.key] = record
         self._drive(record, now)
 
+    def destroy(self, transaction: Any) -> None:
+        """Forget a client transaction that nobody waits for any more (9.1)."""
+        self._forget(transaction)
+
     def send_alone(self, request: Request, now: float, *, flow: Flow | None, target: str | None) -> Outgoing:
         """Send a request without a transaction: the ACK of a 2xx. What it gives can be sent again."""
         if flow is not None:

@@ -147,6 +147,10 @@ class Services(Protocol):
         """Send the CANCEL of an INVITE transaction where that went, in a transaction of its own."""
         ...
 
+    def destroy(self, transaction: Any) -> None:
+        """Forget a client transaction that nobody waits for any more (9.1)."""
+        ...
+
     def answer(self, transaction: Any, response: Response, now: float) -> Any:
         """Respond through a server transaction. What it gives can be sent again."""
         ...

@@ -111,6 +111,18 @@ def test_a_call_is_cancelled_while_it_rings(net: Net) -> None:
     assert net.bob.told(Cancelled) and net.alice.told(Refused)[0].cause is Cause.CANCELLED
 
 
+def test_nothing_is_left_of_a_cancelled_call_to_somebody_who_died_while_it_rang() -> None:
+    net = Net("udp")
+    net.bob.handler = lambda e, now: e.session.progress(180, now=now) if isinstance(e, InviteReceived) else None
+    session = call(net)
+    net.run()
+    net.loss = 1.0
+    session.cancel(net.now)
+    net.run(70.0)
+    assert net.alice.told(Refused)[0].cause is Cause.CANCELLED
+    assert not net.alice.stack._clients and not net.alice.stack._dialogs
+
+
 def test_a_call_may_ring_for_an_hour() -> None:
     net = Net("udp")
     net.bob.handler = lambda e, now: e.session.progress(180, now=now) if isinstance(e, InviteReceived) else None
