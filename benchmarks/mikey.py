@@ -36,7 +36,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from gmpy2 import invert, mpz, powmod
 
 from mikey import Keyring, KeySet, KeyType, Kms, TransportKey, eccsi, sakke, seal, seal_many, unseal
-from mikey.field import G_PAIRED, Affine, FixedBase, G, P, Q, TangentTable, add, decode_point, encode_point
+from mikey.field import G_PAIRED, Affine, G, P, Q, add, decode_point, encode_point
+from mikey.fixed_base import FixedBase, TangentTable
 from mikey.pairing import LineTable
 
 HERE = Path(__file__).resolve().parents[1]

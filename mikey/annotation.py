@@ -34,12 +34,12 @@ from mikey.payloads import (
     GenericId,
     Idr,
     IMessage,
-    Reader,
     T,
     decode_chain,
     decode_opaque,
 )
 from mikey.policy import STRICT
+from mikey.reader import Reader
 
 DATA_TYPES = {
     0: "pre-shared key", 1: "pre-shared key, answer", 2: "public key", 3: "public key, answer",

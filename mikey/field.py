@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAKKE parameter set 1 (RFC 6509 appendix A): F_p, the curve E: y^2 = x^3 - 3x, fixed-base tables.
+"""SAKKE parameter set 1 (RFC 6509 appendix A): F_p and the curve E: y^2 = x^3 - 3x.
 
 p has 1024 bits, p = 4q - 1 and p = 3 mod 4, so that -1 is no square and E is supersingular with p + 1 points.
 Points are pairs of `mpz`, None is the point at infinity. Arithmetic is gmpy2's and not constant time.
@@ -10,10 +10,7 @@ no more than 16 products here, so 6 products an addition beat the 11 of mixed Ja
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from sys import getsizeof
-from typing import Protocol
 
 from gmpy2 import invert, mpz
 
@@ -155,7 +152,8 @@ def total(points: Sequence[Affine]) -> Point:
 # -- without tables -----------------------------------------------------------------------------------------
 
 
-def _double_jacobian(x: mpz, y: mpz, z: mpz) -> tuple[mpz, mpz, mpz]:
+def double_jacobian(x: mpz, y: mpz, z: mpz) -> tuple[mpz, mpz, mpz]:
+    """[2]A in Jacobian coordinates."""
     zz = z * z % P
     yy = y * y % P
     s = 4 * x * yy % P
@@ -171,7 +169,7 @@ def _add_mixed(x1: mpz, y1: mpz, z1: mpz, x2: mpz, y2: mpz) -> tuple[mpz, mpz, m
     h = (x2 * zz - x1) % P
     r = (y2 * zz * z1 - y1) % P
     if not h:
-        return _double_jacobian(x1, y1, z1) if not r else (mpz(1), mpz(1), mpz(0))
+        return double_jacobian(x1, y1, z1) if not r else (mpz(1), mpz(1), mpz(0))
     hh = h * h % P
     hhh = h * hh % P
     v = x1 * hh % P
@@ -215,7 +213,7 @@ def multiply(*terms: tuple[mpz, Affine]) -> Point:
     x, y, z = mpz(1), mpz(1), mpz(0)
     for i in range(max((len(d) for d, _ in work), default=0) - 1, -1, -1):
         if z:
-            x, y, z = _double_jacobian(x, y, z)
+            x, y, z = double_jacobian(x, y, z)
         for digits, odd in work:
             d = digits[i] if i < len(digits) else 0
             if d > 0:
@@ -230,180 +228,8 @@ def multiply(*terms: tuple[mpz, Affine]) -> Point:
     return x * square % P, y * square * inverse % P
 
 
-# -- with tables --------------------------------------------------------------------------------------------
-
-WINDOW = 7
-"""Bits of a digit: one more saves one addition in eight and doubles the memory."""
-_WINDOWS = 1023 // WINDOW + 1
-_HALF = 1 << (WINDOW - 1)
-_MASK = (1 << WINDOW) - 1
-
-
-def signed_digits(k: int) -> list[int]:
-    """k = sum of d_i * 2**(WINDOW i) with |d_i| <= 2**(WINDOW - 1), for 0 <= k < 2**1023."""
-    out, carry, rest = [], 0, int(k)
-    for _ in range(_WINDOWS):
-        d = (rest & _MASK) + carry
-        rest >>= WINDOW
-        carry = d > _HALF
-        out.append(d - _MASK - 1 if carry else d)
-    return out
-
-
-class Shelf(Protocol):
-    """Where tables of public points are kept between runs; see `mikey.tables`."""
-
-    def load(self, name: str, length: int) -> bytes | None:
-        """The octets kept under a name, if they are whole and of this length."""
-
-    def save(self, name: str, octets: bytes) -> None:
-        """Keep octets under a name."""
-
-
-shelf: Shelf | None = None
-"""None: tables end with the process."""
-
-
-class FixedBase:
-    """Multiples of one point: [d * 128**i]B for d = 1..64, about 4.5 MB, some 40 ms to build.
-
-    Until it was asked `patience` times it multiplies without a table, so that a program that seals once does
-    not pay for a table it never uses. `build` makes the table at once. With `kept` it is taken from the shelf, and put
-    there when built: then it is read point by point as needed, which costs a few milliseconds. For public points only.
-    """
-
-    def __init__(self, base: Affine, *, patience: int = 6, bits: int = 1022, kept: bool = False) -> None:
-        self.base = base
-        self.patience = patience
-        self._rows: list[list[Affine | None]] | None = None
-        self._octets = b""
-        self._windows = min(_WINDOWS, bits // WINDOW + 1)
-        self._kept = kept
-        self._sought = False
-
-    @property
-    def ready(self) -> bool:
-        """Whether the table is there."""
-        return self._rows is not None
-
-    @property
-    def size(self) -> int:
-        """Octets of memory that the table takes."""
-        points = [p for row in self._rows or () for p in row if p is not None]
-        numbers = sum(getsizeof(p) + getsizeof(p[0]) + getsizeof(p[1]) for p in points)
-        return numbers + sum(getsizeof(row) for row in self._rows or ()) + len(self._octets)
-
-    @property
-    def name(self) -> str:
-        """Of the table on the shelf: a hash over its form and its base."""
-        form = f"multiples {WINDOW} {self._windows} ".encode()
-        return hashlib.sha256(form + encode_point(self.base)).hexdigest()[:40]
-
-    def asked(self) -> bool:
-        """Count one use; fetch or build when patience is over. Whether the table is there."""
-        if self._rows is None:
-            if self._fetch():
-                return True
-            self.patience -= 1
-            if self.patience >= 0:
-                return False
-            self.build()
-        return True
-
-    def _fetch(self) -> bool:
-        """Take the table from the shelf, where it is looked for once."""
-        if not self._kept or self._sought or shelf is None:
-            return False
-        self._sought = True
-        octets = shelf.load(self.name, self._windows * _HALF * 2 * L)
-        if octets is None:
-            return False
-        self.load(octets)
-        return True
-
-    def build(self) -> None:
-        """Have the table now: from the shelf, or built and put there."""
-        if self._rows is not None or self._fetch():
-            return
-        self._build()
-        if self._kept and shelf is not None:
-            shelf.save(self.name, self.dump())
-
-    def _build(self) -> None:
-        first: list[Affine] = []
-        step = (self.base[0], self.base[1], mpz(1))
-        chain = []
-        for i in range(self._windows):
-            if i:
-                for _ in range(WINDOW):
-                    step = _double_jacobian(*step)
-            chain.append(step)
-        inverses = batch_invert([c[2] for c in chain])
-        for (x, y, _), inverse in zip(chain, inverses, strict=True):
-            square = inverse * inverse % P
-            first.append((x * square % P, y * square * inverse % P))
-        rows: list[list[Affine]] = [[b] for b in first]
-        doubled = _double_all(first)
-        for row, d in zip(rows, doubled, strict=True):
-            row.append(d)
-        known = 2
-        while known < _HALF:  # from 1..known to known+1..2*known by adding [known]B
-            more = min(known, _HALF - known)
-            left = [row[j] for row in rows for j in range(more - (more == known))]
-            right = [row[known - 1] for row in rows for _ in range(more - (more == known))]
-            sums = add_pairs(left, right)
-            tops = _double_all([row[known - 1] for row in rows]) if more == known else []
-            each = more - (more == known)
-            for i, row in enumerate(rows):
-                row.extend(sums[i * each : (i + 1) * each])
-                if tops:
-                    row.append(tops[i])
-            known += more
-        # a remainder keeps the room of what it was taken from: copies of all are two thirds of it
-        self._rows = [[(x + 0, y + 0) for x, y in row] for row in rows]
-
-    def points(self, k: int) -> list[Affine]:
-        """Table points that sum to [k]B, 0 <= k < q. The table must be ready."""
-        assert self._rows is not None
-        out: list[Affine] = []
-        for number, (row, d) in enumerate(zip(self._rows, signed_digits(k), strict=False)):
-            if d > 0:
-                out.append(row[d - 1] or self._point(number, d))
-            elif d < 0:
-                x, y = row[-d - 1] or self._point(number, -d)
-                out.append((x, P - y))
-        return out
-
-    def _point(self, number: int, d: int) -> Affine:
-        """[d * 128**number]B out of the octets of the table."""
-        assert self._rows is not None
-        at = (number * _HALF + d - 1) * 2 * L
-        point = mpz.from_bytes(self._octets[at : at + L]), mpz.from_bytes(self._octets[at + L : at + 2 * L])
-        self._rows[number][d - 1] = point
-        return point
-
-    def multiply(self, k: mpz) -> Point:
-        """[k]B for 0 <= k < q."""
-        return total(self.points(int(k))) if self.asked() else multiply((k, self.base))
-
-    def dump(self) -> bytes:
-        """The table as flat octets, x and y of 128 octets each."""
-        assert self._rows is not None
-        points = (row[d] or self._point(i, d + 1) for i, row in enumerate(self._rows) for d in range(_HALF))
-        return b"".join(int(c).to_bytes(L, "big") for point in points for c in point)
-
-    def load(self, octets: bytes) -> None:
-        """Take a table from `dump`, point by point when needed.
-
-        Raises `InvalidKey` unless it begins with this base and has its length.
-        """
-        if len(octets) != self._windows * _HALF * 2 * L or octets[: 2 * L] != encode_point(self.base)[1:]:
-            raise InvalidKey("not the table of this point")
-        self._octets = octets
-        self._rows = [[None] * _HALF for _ in range(self._windows)]
-
-
-def _double_all(points: Sequence[Affine]) -> list[Affine]:
+def double_all(points: Sequence[Affine]) -> list[Affine]:
+    """[2]A for each of the points, none of order 2, with one inversion."""
     inverses = batch_invert([2 * y for _, y in points])
     out = []
     for (x1, y1), inverse in zip(points, inverses, strict=True):
@@ -411,155 +237,3 @@ def _double_all(points: Sequence[Affine]) -> list[Affine]:
         x = (slope * slope - 2 * x1) % P
         out.append((x, (slope * (x1 - x) - y1) % P))
     return out
-
-
-def sum_of(terms: Sequence[tuple[mpz, FixedBase]]) -> Point:
-    """Sum of [k]B over fixed bases; one tree when all tables are there."""
-    ready = [base.asked() for _, base in terms]
-    if all(ready):
-        return total([p for k, base in terms for p in base.points(int(k))])
-    return multiply(*((k, base.base) for k, base in terms))
-
-
-# -- PF_p: classes of F_p[i]* modulo F_p* -------------------------------------------------------------------
-
-
-class TangentTable:
-    """Powers of g: the tangent t = b/a of g**(d * 128**i) for d = 1..64; negative digits are -t.
-
-    A class a + bi is carried as 1 + ti, so a product of two costs one multiplication.
-    """
-
-    def __init__(self, tangent: mpz, *, patience: int = 6, kept: bool = False) -> None:
-        self.tangent = tangent
-        self.patience = patience
-        self._rows: list[list[mpz | None]] | None = None
-        self._octets = b""
-        self._kept = kept
-        self._sought = False
-
-    @property
-    def ready(self) -> bool:
-        """Whether the table is there."""
-        return self._rows is not None
-
-    @property
-    def size(self) -> int:
-        """Octets of memory that the table takes."""
-        numbers = sum(getsizeof(t) for row in self._rows or () for t in row if t is not None)
-        return numbers + sum(getsizeof(row) for row in self._rows or ()) + len(self._octets)
-
-    @property
-    def name(self) -> str:
-        """Of the table on the shelf."""
-        form = f"powers {WINDOW} {_WINDOWS} ".encode()
-        return hashlib.sha256(form + int(self.tangent).to_bytes(L, "big")).hexdigest()[:40]
-
-    def _fetch(self) -> bool:
-        """Take the table from the shelf, where it is looked for once."""
-        if not self._kept or self._sought or shelf is None:
-            return False
-        self._sought = True
-        octets = shelf.load(self.name, _WINDOWS * _HALF * L)
-        if octets is None:
-            return False
-        self.load(octets)
-        return True
-
-    def build(self) -> None:
-        """Have the table now: from the shelf, or built and put there."""
-        if self._rows is not None or self._fetch():
-            return
-        self._build()
-        if self._kept and shelf is not None:
-            shelf.save(self.name, self.dump())
-
-    def _build(self) -> None:
-        a, b = mpz(1), self.tangent
-        chain = []
-        for i in range(_WINDOWS):
-            if i:
-                for _ in range(WINDOW):
-                    a, b = (a + b) * (a - b) % P, 2 * a * b % P
-            chain.append((a, b))
-        inverses = batch_invert([c[0] for c in chain])
-        first = [b * inverse % P for (_, b), inverse in zip(chain, inverses, strict=True)]
-        rows: list[list[mpz]] = [[t] for t in first]
-        known = 1
-        while known < _HALF:
-            numerators = [row[j] + row[known - 1] for row in rows for j in range(known)]
-            denominators = [1 - row[j] * row[known - 1] for row in rows for j in range(known)]
-            inverses = batch_invert([d % P for d in denominators])
-            new = [n * i % P for n, i in zip(numerators, inverses, strict=True)]
-            for i, row in enumerate(rows):
-                row.extend(new[i * known : (i + 1) * known])
-            known *= 2
-        self._rows = [[t + 0 for t in row] for row in rows]
-
-    def power(self, k: mpz) -> mpz:
-        """The representative of g**k in PF_p, 0 <= k < q (RFC 6508 §2.1)."""
-        if self._rows is None and not self._fetch():
-            self.patience -= 1
-            if self.patience >= 0:
-                return self._power_without_table(k)
-            self.build()
-        assert self._rows is not None
-        tangents = []
-        for number, (row, d) in enumerate(zip(self._rows, signed_digits(int(k)), strict=True)):
-            if d > 0:
-                tangents.append(row[d - 1] or self._tangent(number, d))
-            elif d < 0:
-                tangents.append(P - (row[-d - 1] or self._tangent(number, -d)))
-        level = [(1 - s * t % P, s + t) for s, t in zip(tangents[0::2], tangents[1::2], strict=False)]
-        if len(tangents) % 2:
-            level.append((mpz(1), tangents[-1]))
-        while len(level) > 1:
-            following = []
-            for (a, b), (c, d2) in zip(level[0::2], level[1::2], strict=False):
-                ac, bd = a * c, b * d2
-                following.append(((ac - bd) % P, ((a + b) * (c + d2) - ac - bd) % P))
-            if len(level) % 2:
-                following.append(level[-1])
-            level = following
-        a, b = level[0] if level else (mpz(1), mpz(0))
-        return b * invert(a, P) % P
-
-    def _power_without_table(self, k: mpz) -> mpz:
-        odd = [(mpz(1), self.tangent)]
-        square = ((1 + self.tangent) * (1 - self.tangent) % P, 2 * self.tangent % P)
-        for _ in range(7):
-            odd.append(_multiply_complex(odd[-1], square))
-        a, b = mpz(1), mpz(0)
-        for d in reversed(wnaf(k, 5)):
-            a, b = (a + b) * (a - b) % P, 2 * a * b % P
-            if d > 0:
-                a, b = _multiply_complex((a, b), odd[d >> 1])
-            elif d < 0:
-                c, e = odd[-d >> 1]
-                a, b = _multiply_complex((a, b), (c, -e))
-        return b * invert(a, P) % P
-
-    def dump(self) -> bytes:
-        """The table as flat octets of 128 each."""
-        assert self._rows is not None
-        all_of_them = (row[d] or self._tangent(i, d + 1) for i, row in enumerate(self._rows) for d in range(_HALF))
-        return b"".join(int(t).to_bytes(L, "big") for t in all_of_them)
-
-    def _tangent(self, number: int, d: int) -> mpz:
-        """The tangent of g**(d * 128**number) out of the octets of the table."""
-        assert self._rows is not None
-        at = (number * _HALF + d - 1) * L
-        tangent = mpz.from_bytes(self._octets[at : at + L])
-        self._rows[number][d - 1] = tangent
-        return tangent
-
-    def load(self, octets: bytes) -> None:
-        """Take a table from `dump`, piece by piece when needed. Raises `InvalidKey` unless it is of this tangent."""
-        if len(octets) != _WINDOWS * _HALF * L or octets[:L] != int(self.tangent).to_bytes(L, "big"):
-            raise InvalidKey("not the table of this element")
-        self._octets = octets
-        self._rows = [[None] * _HALF for _ in range(_WINDOWS)]
-
-
-def _multiply_complex(u: tuple[mpz, mpz], v: tuple[mpz, mpz]) -> tuple[mpz, mpz]:
-    return (u[0] * v[0] - u[1] * v[1]) % P, (u[0] * v[1] + u[1] * v[0]) % P

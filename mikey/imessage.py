@@ -44,10 +44,10 @@ from mikey.payloads import (
     ROLE_INITIATOR_KMS,
     GenericId,
     IMessage,
-    Reader,
     SakkeData,
 )
 from mikey.policy import STRICT, Policy
+from mikey.reader import Reader
 from mikey.sealing import SealedMessage, seal
 from mikey.verifying import VerifiedMessage, allow, authenticate, check_spoken, read, verify
 

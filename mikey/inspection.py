@@ -39,6 +39,7 @@ EXPLANATIONS = {
     "stale-timestamp": "The time in the message is too far from the clock: it is old, replayed, or a clock is wrong.",
     "replayed": "The same signed octets were accepted before.",
     "replay-state-lost": "It cannot be known whether this message was accepted before the replay cache was lost.",
+    "superseded": "A newer message of the same signer for the same group was accepted: this one was held back.",
     "unknown-kms": "The message names a KMS whose certificate is not among the keys given.",
     "kms-not-for-domain": "The KMS in the message has no say over that user's domain.",
     "certificate-invalid": "The KMS certificate is revoked, out of its dates or broken.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mikey import derive
 from mikey.errors import BadKeyParameters, ParseError
 from mikey.keys import NOT_REVOKED, KeyType
-from mikey.payloads import Reader
+from mikey.reader import Reader
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

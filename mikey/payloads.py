@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 from mikey.errors import DuplicatePayload, MissingPayload, ParseError, TooLarge, TrailingOctets, Unsupported
 from mikey.identity import ntp_decode
+from mikey.reader import Reader
 
 VERSION = 1
 SAKKE_INIT = 26
@@ -63,56 +64,6 @@ NAMES = {
     SAKKE: "SAKKE",
     GENERAL_EXTENSION: "General Extension",
 }
-
-
-class Reader:
-    """Octets with a place in them; every read past the end is a `ParseError`."""
-
-    __slots__ = ("_size", "at", "octets")
-
-    def __init__(self, octets: bytes, at: int = 0) -> None:
-        self.octets = octets
-        self._size = len(octets)
-        self.at = at
-
-    def take(self, count: int, what: str) -> bytes:
-        """The next `count` octets."""
-        at = self.at
-        end = at + count
-        if end > self._size:
-            raise ParseError(f"{what} runs past the end", at)
-        self.at = end
-        return self.octets[at:end]
-
-    def octet(self, what: str) -> int:
-        """The next octet."""
-        at = self.at
-        if at >= self._size:
-            raise ParseError(f"{what} runs past the end", at)
-        self.at = at + 1
-        return self.octets[at]
-
-    def number(self, count: int, what: str) -> int:
-        """The next `count` octets as an unsigned integer."""
-        return int.from_bytes(self.take(count, what), "big")
-
-    def counted(self, count: int, what: str) -> bytes:
-        """Octets preceded by their length in one or two octets."""
-        at = self.at
-        start = at + count
-        if start > self._size:
-            raise ParseError(f"length of {what} runs past the end", at)
-        octets = self.octets
-        end = start + (octets[at] if count == 1 else octets[at] << 8 | octets[at + 1])
-        if end > self._size:
-            raise ParseError(f"{what} runs past the end", start)
-        self.at = end
-        return octets[start:end]
-
-    @property
-    def done(self) -> bool:
-        """Whether everything was read."""
-        return self.at == self._size
 
 
 def _length(data: bytes, octets: int, what: str) -> bytes:

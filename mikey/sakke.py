@@ -20,17 +20,15 @@ from mikey.errors import DecapsulationFailed, InvalidKey, MikeyError
 from mikey.field import (
     G_PAIRED,
     Affine,
-    FixedBase,
     G,
     L,
     P,
     Q,
-    TangentTable,
     add,
     decode_point,
     encode_point,
-    sum_of,
 )
+from mikey.fixed_base import FixedBase, TangentTable, sum_of
 from mikey.pairing import LineTable, multiple_is_infinity
 
 POINT_OCTETS = 1 + 2 * L

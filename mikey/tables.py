@@ -14,7 +14,7 @@ import os
 import stat
 from pathlib import Path
 
-from mikey import field
+from mikey import fixed_base
 from mikey.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -81,5 +81,5 @@ def keep_tables(folder: Path | None = None) -> Path:
     Raises `StoreError` when the folder cannot be used.
     """
     shelf = TableFolder(default_folder() if folder is None else folder)
-    field.shelf = shelf
+    fixed_base.shelf = shelf
     return shelf.path

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from gmpy2 import mpz
 
-from mikey import Keyring, Kms, NotSealed, SealedMessage, TransportKey, field, pool, seal_many, unseal
+from mikey import Keyring, Kms, NotSealed, SealedMessage, TransportKey, field, fixed_base, pool, seal_many, unseal
 from mikey import seal_many_async as seal_many_soon
 from mikey.errors import NoKeyForPeriod, SealRefused, StoreError, UnknownKms
-from mikey.field import FixedBase, G, TangentTable, multiply
+from mikey.field import G, multiply
+from mikey.fixed_base import FixedBase, TangentTable
 from mikey.tables import TableFolder, default_folder, keep_tables
 
 from .conftest import ALICE, NOW, World, counting_random
@@ -165,7 +166,7 @@ async def test_cancelling_ends_the_workers(
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TableFolder:
     made = TableFolder(tmp_path / "tables")
-    monkeypatch.setattr(field, "shelf", made)
+    monkeypatch.setattr(fixed_base, "shelf", made)
     return made
 
 
@@ -237,10 +238,10 @@ def test_folders_that_others_may_write_are_refused(tmp_path: Path, monkeypatch: 
     for path in (shared, tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StoreError):
             TableFolder(path)
-    monkeypatch.setattr(field, "shelf", None)
+    monkeypatch.setattr(fixed_base, "shelf", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_folder() == tmp_path / "mikey" == keep_tables()
-    assert isinstance(field.shelf, TableFolder) and os.stat(tmp_path / "mikey").st_mode & 0o777 == 0o700
+    assert isinstance(fixed_base.shelf, TableFolder) and os.stat(tmp_path / "mikey").st_mode & 0o777 == 0o700
 
 
 def test_a_full_disk_is_no_error(folder: TableFolder, monkeypatch: pytest.MonkeyPatch) -> None:
