@@ -20,9 +20,9 @@ from mcptt_sip.auth import Verdict
 from mcptt_sip.incoming import ServerRequest
 
 
-async def main(listen: list[str], realm: str, passwords: dict[str, str]) -> None:
+async def main(listen: list[str], realm: str, passwords: dict[str, str], algorithms: tuple[str, ...]) -> None:
     registrar = Registrar()
-    digest = DigestAuthenticator(realm, passwords.get, lambda: secrets.token_bytes(16), algorithms=("SHA-256", "MD5"))
+    digest = DigestAuthenticator(realm, passwords.get, lambda: secrets.token_bytes(16), algorithms=algorithms)
     agent = UserAgent(f"sip:{realm}", listen=listen, audio=False, settings=StackSettings(user=None))
 
     @agent.on("REGISTER")
@@ -57,6 +57,9 @@ if __name__ == "__main__":
     parser.add_argument("--listen", action="append")
     parser.add_argument("--realm", default="localhost")
     parser.add_argument("--passwords", type=Path, required=True)
+    parser.add_argument("--algorithm", action="append", help="of the digest, the preferred one first; some telephones "
+                        "give up at the first challenge that they do not know")
     given = parser.parse_args()
     users = tomllib.loads(given.passwords.read_text())
-    asyncio.run(main(given.listen or ["udp:127.0.0.1:5060"], given.realm, users))
+    chosen = tuple(given.algorithm or ("SHA-256", "MD5"))
+    asyncio.run(main(given.listen or ["udp:127.0.0.1:5060"], given.realm, users, chosen))
