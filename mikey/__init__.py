@@ -19,7 +19,7 @@ True
 
 To go on from here: `seal_many` for a list of recipients; `KmsServer` on a `KmsStore` issues keys and `KeyKeeper`
 fetches, keeps and renews them; `SqliteReplayCache` outlives a restart; `keep_tables()` makes a program's first seal as
-fast as its later ones; `python -m mikey kms | kms-admin | inspect` are the programs.
+fast as its later ones; `python -m mikey kms | kms-admin | fetch | inspect` are the programs.
 
 | part | support |
 |---|---|

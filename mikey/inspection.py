@@ -267,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
 def _source(text: str) -> tuple[bytes, str]:
     if text == "-":
         return sys.stdin.buffer.read(), "standard input"
-    if os.path.exists(text):
+    if os.path.exists(text) or text.startswith(("/", "./", "../", "~")):
         return Path(text).read_bytes(), text
     return text.encode(), "argument"
 

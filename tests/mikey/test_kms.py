@@ -19,7 +19,19 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mikey import Keyring, KeySet, KeyType, Kms, KmsClient, KmsServer, TransportKey, seal, unseal
+from mikey import (
+    Keyring,
+    KeySet,
+    KeyType,
+    Kms,
+    KmsClient,
+    KmsServer,
+    TransportKey,
+    encode_text,
+    key_files,
+    seal,
+    unseal,
+)
 from mikey.__main__ import main as mikey_main
 from mikey.errors import InvalidKey, KmsError, KmsUnreachable, MikeyError, StoreError
 from mikey.identity import ntp_encode
@@ -298,6 +310,37 @@ async def test_the_program_serves_https_and_says_no_secret(program: subprocess.P
     for key_set in ring:
         assert key_set.rsk.reveal().hex() not in said and key_set.ssk.reveal().hex() not in said
     assert "token-of-alice" not in said and "no-token" not in said
+
+
+def test_keys_fetched_by_the_program_open_a_message_in_the_inspector(
+    program: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert program.stdout is not None
+    ready = json.loads(program.stdout.readline())
+
+    def fetch(uri: str, token: str | None, folder: Path, code: int = 0) -> str:
+        monkeypatch.delenv("MIKEY_KMS_TOKEN", raising=False)
+        if token is not None:
+            monkeypatch.setenv("MIKEY_KMS_TOKEN", token)
+        arguments = ["fetch", ready["url"], "--uri", uri, "--authority", ready["authority"], "--out", str(folder)]
+        assert mikey_main(arguments) == code
+        said = capsys.readouterr()
+        return said.err if code else said.out
+
+    for uri, token, name in ((ALICE, "token-of-alice", "alice"), (BOB, "token-of-bob", "bob")):
+        lines = [json.loads(line) for line in fetch(uri, token, tmp_path / name).splitlines()]
+        assert [line["uri"] for line in lines] == [uri, uri]
+        assert lines[1]["period"] == lines[0]["period"] + 1
+        assert os.stat(tmp_path / name / "keys.xml").st_mode & 0o777 == 0o600
+    assert "who asks?" in fetch(ALICE, None, tmp_path / "none", code=3)
+    assert "unauthorised" in fetch(ALICE, "guessed", tmp_path / "none", code=3)
+    held = key_files.load([tmp_path / "alice" / name for name in ("certificates.xml", "keys.xml")])
+    now = time.time()
+    message = seal(TransportKey.generate(KeyType.CSK), sender=ALICE, recipient=BOB, keyring=held.keyring, now=now)
+    keys = [str(tmp_path / "bob" / name) for name in ("certificates.xml", "keys.xml")]
+    text = encode_text(message.octets)
+    assert mikey_main(["inspect", text, "--keys", keys[0], "--keys", keys[1], "--from", ALICE]) == 0
+    assert f"accept: from {ALICE} to {BOB}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
