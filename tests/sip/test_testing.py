@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `mcptt_sip.testing` gives to the tests of applications; with it, the user agent without a network."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mcptt_sip.call import Call
+from mcptt_sip.errors import CallFailed, RequestTimeout
+from mcptt_sip.incoming import ServerRequest
+from mcptt_sip.outgoing import Cause
+from mcptt_sip.testing import Network, run
+
+SDP = b"v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\ns=-\r\nc=IN IP4 192.0.2.1\r\nt=0 0\r\nm=audio 9 RTP/AVP 0\r\n"
+BODY = ("application/sdp", SDP)
+
+
+async def three_rings(call: Call) -> None:
+    """A handler as an application would write it."""
+    await call.ring()
+    await asyncio.sleep(9.0)
+    await call.accept(body=BODY)
+
+
+def test_a_handler_is_tested_with_a_scripted_peer_and_no_waiting() -> None:
+    async def story() -> None:
+        network = Network()
+        async with network.user_agent("sip:machine@example.org") as agent:
+            agent.on_call(three_rings)
+            alice = network.peer("sip:alice@example.org")
+            alice.invite(agent, body=SDP)
+            await alice.expect(180)
+            answer = await alice.expect(200)
+            assert 9.0 <= network.now() < 10.0 and answer.body == SDP
+            alice.ack(answer)
+            alice.send("BYE")
+            await alice.expect(200)
+            assert not agent.calls or all(call.session.ended for call in agent.calls)
+
+    run(story())
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_a_phone_may_ring_for_an_hour(transport: str) -> None:
+    async def story() -> None:
+        network = Network()
+        async with (
+            network.user_agent("sip:alice@example.org", transport=transport) as alice,
+            network.user_agent("sip:bob@example.org", transport=transport) as bob,
+        ):
+            async def answer(call: Call) -> None:
+                await call.ring()
+                await asyncio.sleep(3600.0)
+                await call.accept(body=BODY)
+
+            bob.on_call(answer)
+            host, port = bob.addresses[0][1:]
+            call = await alice.call(f"sip:bob@{host}:{port};transport={transport}", body=BODY)
+            assert network.now() >= 3600.0
+            await call.hang_up()
+
+    run(story())
+
+
+def test_two_user_agents_talk_over_a_network_that_loses_a_third() -> None:
+    async def story() -> None:
+        network = Network(loss=0.33, seed=7)
+        async with (
+            network.user_agent("sip:alice@example.org") as alice,
+            network.user_agent("sip:bob@example.org") as bob,
+        ):
+            bob.on_call(three_rings)
+            for _ in range(20):
+                call = await alice.call(_at(bob), body=BODY)
+                await call.hang_up()
+                await call.ended.wait()
+
+    run(story())
+
+
+def _at(agent: Any) -> str:
+    _, host, port = agent.addresses[0]
+    return f"sip:x@{host}:{port}"
+
+
+def test_what_is_not_answered_in_time_is_cancelled() -> None:
+    async def story() -> None:
+        network = Network()
+        bob = network.peer("sip:bob@example.org")
+        async with network.user_agent("sip:alice@example.org") as alice:
+            calling = asyncio.ensure_future(alice.call(bob.contact, body=BODY, timeout=20.0))
+            invite = await bob.expect("INVITE")
+            bob.respond(invite, 180)
+            cancel = await bob.expect("CANCEL")
+            assert 20.0 <= network.now() < 21.0
+            bob.respond(cancel, 200)
+            bob.respond(invite, 487)
+            await bob.expect("ACK")
+            with pytest.raises(CallFailed, match="in time"):
+                await calling
+
+    run(story())
+
+
+def test_silence_is_a_timeout_after_64_t1() -> None:
+    async def story() -> None:
+        network = Network()
+        bob = network.peer("sip:bob@example.org")
+        async with network.user_agent("sip:alice@example.org") as alice:
+            with pytest.raises(RequestTimeout):
+                await alice.request("OPTIONS", bob.contact)
+            assert 32.0 <= network.now() < 33.0
+            with pytest.raises(CallFailed):
+                await alice.call(bob.contact, body=BODY)
+
+    run(story())
+
+
+def test_a_handler_that_fails_refuses_its_call_and_one_that_does_nothing_too() -> None:
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org") as bob:
+            async def broken(call: Call) -> None:
+                raise ZeroDivisionError
+
+            async def idle(call: Call) -> None:
+                pass
+
+            for handler, status in ((broken, 500), (idle, 480)):
+                bob.on_call(handler)
+                alice.invite(bob)
+                alice.ack(await alice.expect(status))
+
+    run(story())
+
+
+def test_a_call_without_a_handler_is_unavailable_and_requests_are_answered() -> None:
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org") as bob:
+            said: list[bytes] = []
+
+            @bob.on_message
+            async def message(incoming: ServerRequest) -> None:
+                said.append(incoming.request.body)
+
+            alice.invite(bob)
+            alice.ack(await alice.expect(480))
+            alice.send("MESSAGE", bob, body=b"hello", headers=[("Content-Type", "text/plain")])
+            await alice.expect(200)
+            alice.send("SUBSCRIBE", bob, headers=[("Event", "presence")])
+            await alice.expect(489)
+            alice.send("PUBLISH", bob, headers=[("Event", "presence")])
+            await alice.expect(405)
+            assert said == [b"hello"]
+
+    run(story())
+
+
+def test_a_cancelled_call_is_told_to_its_handler() -> None:
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org") as bob:
+            causes: list[Cause | None] = []
+
+            @bob.on_call
+            async def ring(call: Call) -> None:
+                await call.ring()
+                await call.ended.wait()
+                causes.append(call.cause)
+
+            alice.invite(bob)
+            await alice.expect(180)
+            alice.cancel()
+            await alice.expect(200)
+            alice.ack(await alice.expect(487))
+            await asyncio.sleep(1.0)
+            assert causes == [Cause.CANCELLED]
+
+    run(story())
+
+
+def test_a_subscription_is_an_iterator_of_its_notifications() -> None:
+    async def story() -> None:
+        network = Network()
+        bob = network.peer("sip:bob@example.org")
+        async with network.user_agent("sip:alice@example.org") as alice:
+            watch = alice.subscribe(bob.contact, "presence", expires=600)
+            subscribe = await bob.expect("SUBSCRIBE")
+            bob.respond(subscribe, 200, headers=[("Expires", "600")], tag="b")
+            assert (await watch.accepted()).status == 200
+            bob._dialog = {
+                "call_id": subscribe.headers.call_id, "local": f"{subscribe.headers.to};tag=b",
+                "remote": str(subscribe.headers.from_), "target": str(subscribe.headers.contact[0].uri),
+            }  # fmt: skip
+            for number, state in enumerate(("active;expires=600", "terminated;reason=noresource")):
+                lines = [("Event", "presence"), ("Subscription-State", state), ("Content-Type", "text/plain")]
+                bob.send("NOTIFY", headers=lines, body=b"%d" % number)
+                await bob.expect(200)
+            assert [request.body async for request in watch] == [b"0", b"1"]
+
+    run(story())
+
+
+def test_an_attended_transfer_replaces_the_call() -> None:
+    async def story() -> None:
+        network = Network()
+        async with (
+            network.user_agent("sip:alice@example.org") as alice,
+            network.user_agent("sip:bob@example.org") as bob,
+            network.user_agent("sip:carol@example.org") as carol,
+        ):
+            ends: list[tuple[str, Cause | None]] = []
+            for name, agent in (("bob", bob), ("carol", carol)):
+                async def take(call: Call, name: str = name) -> None:
+                    await call.accept(body=BODY)
+                    await call.ended.wait()
+                    ends.append((name, call.cause))
+
+                agent.on_call(take)
+            first = await alice.call(_at(bob), body=BODY)
+            second = await alice.call(_at(carol), body=BODY)
+            assert await first.transfer(second) == 200
+            await first.hang_up()
+            await second.ended.wait()
+            await asyncio.sleep(1.0)
+            assert ("carol", Cause.REPLACED) in ends and ("bob", Cause.REMOTE_BYE) in ends
+            assert [call.established for call in bob.calls] == [True], "Bob and Carol are in a call"
+
+    run(story())
+
+
+def test_waiting_for_what_never_comes_is_an_error_and_no_hang() -> None:
+    async def story() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(RuntimeError, match="nothing will ever happen"):
+        run(story())
+
+
+def test_an_unexpected_message_says_what_was_on_the_wire() -> None:
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org") as bob:
+            alice.invite(bob)
+            with pytest.raises(AssertionError, match=r"480.*INVITE"):
+                await alice.expect(200)
+            alice.nothing()
+            with pytest.raises(AssertionError, match="no BYE came"):
+                await alice.expect("BYE", timeout=100.0)
+
+    run(story())
