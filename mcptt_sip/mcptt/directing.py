@@ -74,43 +74,57 @@ class DirectedRegroup(Regroup):
         replaced meanwhile and he did not acknowledge the new one. May be called before the call is answered, and
         for many users at once: a window bounds what is under way.
         """
-        async with self._window:
-            await self._early.wait()
-            if self.session_identity is None or self.ended.is_set():
-                raise AddFailed(user, 487, "the call is not there")
-            if user in self._joining:
-                raise AddFailed(user, 486, "he is being added already")
-            if self.distribution.settings.rekey_on_join:
-                self._key_for_a_join()
-            there = user in self.distribution.named
-            self.distribution.name(user)
-            if not there:  # who is in already gets every new key like all others
-                self._joining.add(user)
+        if user in self._joining:
+            raise AddFailed(user, 486, "he is being added already")
+        there = user in self.distribution.named
+        # named at once: a removal that follows is the later wish, however long this one has to wait
+        self.distribution.name(user)
+        if not there:  # who is in already gets every new key like all others
+            self._joining.add(user)
+        try:
+            async with self._window:
+                await self._early.wait()
+                await self._add(user, there)
+        finally:
+            self._joining.discard(user)
+
+    async def _add(self, user: str, there: bool) -> None:
+        if self.session_identity is None or self.ended.is_set():
+            if not there:
+                self.distribution.absent(user)
+            raise AddFailed(user, 487, "the call is not there")
+        if user not in self.distribution.named:
+            raise AddFailed(user, 487, "he was removed meanwhile")
+        if self.distribution.settings.rekey_on_join:
+            self._key_for_a_join()
+        try:
             try:
-                try:
-                    sealed = self.distribution.seal_to(user, self.client.now())
-                except GukIdCollision:
-                    self._replace_key()
-                    sealed = self.distribution.seal_to(user, self.client.now())
-                generation = self.distribution.generation
-                outcome = await self._refer_to(user, sealed.octets)
-            except AddFailed as failure:
-                if not there:  # who is in already stays in
-                    self._not_added(user, failure.status, failure.warning)
-                raise
-            finally:
-                self._joining.discard(user)
-            proof = None if outcome.acknowledgement is None else self.on_acknowledgement(outcome.acknowledgement)
-            if self.terms.acknowledgement == "required" and (
-                proof is None or proof.user != user or proof.generation < generation
-            ):
-                await self.client.refer(self, f"<{user};method=BYE>", [])
-                self._not_added(user, 200, "no proof of the key")
-                raise AddFailed(user, 200, "accepted, but did not prove to hold the key")
-            await self._catch_up(user, generation)
-            self.members.add(user)
-            self.emit("added", user=user)
-            self._tell_members()
+                sealed = self.distribution.seal_to(user, self.client.now())
+            except GukIdCollision:
+                self._replace_key()
+                sealed = self.distribution.seal_to(user, self.client.now())
+            generation = self.distribution.generation
+            outcome = await self._refer_to(user, sealed.octets)
+        except AddFailed as failure:
+            if not there:  # who is in already stays in
+                self._not_added(user, failure.status, failure.warning)
+            raise
+        self._joining.discard(user)
+        proof = None if outcome.acknowledgement is None else self.on_acknowledgement(outcome.acknowledgement)
+        if user not in self.distribution.named:
+            # the server may have heard of the removal before it heard of this
+            await self.client.refer(self, f"<{user};method=BYE>", [])
+            raise AddFailed(user, 487, "he was removed meanwhile")
+        if self.terms.acknowledgement == "required" and (
+            proof is None or proof.user != user or proof.generation < generation
+        ):
+            await self.client.refer(self, f"<{user};method=BYE>", [])
+            self._not_added(user, 200, "no proof of the key")
+            raise AddFailed(user, 200, "accepted, but did not prove to hold the key")
+        await self._catch_up(user, generation)
+        self.members.add(user)
+        self.emit("added", user=user)
+        self._tell_members()
 
     async def _refer_to(self, user: str, octets: bytes) -> SipFragment:
         self.emit("adding", user=user)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcptt_sip.mcptt.call import Regroup
+from mcptt_sip.mcptt.call import CallSettings, Regroup
 from mcptt_sip.mcptt.callerrors import AddFailed, RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
 from mcptt_sip.mcptt.contents import SipFragment
@@ -88,6 +88,33 @@ async def test_rule_2_adding_a_member_again_does_not_keep_the_next_key_from_him(
         answer.set()
         with pytest.raises(AddFailed):
             await adding
+
+
+async def test_rule_24_a_removal_that_comes_while_an_add_waits_is_the_later_wish() -> None:
+    async with town() as here:
+        alice = await here.phone("alice", Caller, call=CallSettings(refer_window=1, resend_after=0.3, add_timeout=3.0))
+        await here.phones("bob", "carol", "dave")
+        call = await alice.client.start_regroup(uri("bob"))
+        assert isinstance(call, Remembering)
+        asked, answer = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> SipFragment:
+            asked.set()
+            await answer.wait()
+            raise AddFailed(uri("carol"), 480)
+
+        call.outcome = slow
+        first = asyncio.ensure_future(call.add(uri("carol")))
+        await asked.wait()
+        second = asyncio.ensure_future(call.add(uri("dave")))
+        await asyncio.sleep(0)
+        await call.remove(uri("dave"))
+        call.outcome = None
+        answer.set()
+        for adding in (first, second):
+            with pytest.raises(AddFailed):
+                await adding
+        assert call.distribution.named == {uri("bob")} and uri("dave") not in call.distribution.sealed_to
 
 
 class Unprovable(Regroup):
