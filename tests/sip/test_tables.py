@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every row of every state machine, as a literal to read beside the figure in its RFC.
+
+``STATE EVENT -> NEXT``; a pair that is not listed is ignored (or, where the application asked for it, a
+`LocalProtocolError`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mcptt_sip.invite_client import ClientSession
+from mcptt_sip.invite_server import ServerSession
+from mcptt_sip.subscription import NotifierSubscription, Subscription
+from mcptt_sip.transaction import MACHINES
+
+ROWS: dict[str, str] = {
+    "InviteClientTransaction": """
+        CALLING PROVISIONAL -> PROCEEDING
+        CALLING SUCCESS -> ACCEPTED
+        CALLING FAILURE -> COMPLETED
+        CALLING TIMER_A -> CALLING
+        CALLING TIMER_B -> TERMINATED
+        CALLING TRANSPORT_ERROR -> TERMINATED
+        PROCEEDING PROVISIONAL -> PROCEEDING
+        PROCEEDING SUCCESS -> ACCEPTED
+        PROCEEDING FAILURE -> COMPLETED
+        COMPLETED FAILURE -> COMPLETED
+        COMPLETED TIMER_D -> TERMINATED
+        COMPLETED TRANSPORT_ERROR -> TERMINATED
+        ACCEPTED SUCCESS -> ACCEPTED
+        ACCEPTED TIMER_M -> TERMINATED
+    """,
+    "NonInviteClientTransaction": """
+        TRYING PROVISIONAL -> PROCEEDING
+        TRYING SUCCESS -> COMPLETED
+        TRYING FAILURE -> COMPLETED
+        TRYING TIMER_E -> TRYING
+        TRYING TIMER_F -> TERMINATED
+        TRYING TRANSPORT_ERROR -> TERMINATED
+        PROCEEDING PROVISIONAL -> PROCEEDING
+        PROCEEDING SUCCESS -> COMPLETED
+        PROCEEDING FAILURE -> COMPLETED
+        PROCEEDING TIMER_E -> PROCEEDING
+        PROCEEDING TIMER_F -> TERMINATED
+        PROCEEDING TRANSPORT_ERROR -> TERMINATED
+        COMPLETED TIMER_K -> TERMINATED
+    """,
+    "InviteServerTransaction": """
+        PROCEEDING REQUEST -> PROCEEDING
+        PROCEEDING TIMER_TRYING -> PROCEEDING
+        PROCEEDING PROVISIONAL -> PROCEEDING
+        PROCEEDING SUCCESS -> ACCEPTED
+        PROCEEDING FAILURE -> COMPLETED
+        PROCEEDING TRANSPORT_ERROR -> PROCEEDING
+        COMPLETED REQUEST -> COMPLETED
+        COMPLETED TIMER_G -> COMPLETED
+        COMPLETED ACK -> CONFIRMED
+        COMPLETED TIMER_H -> TERMINATED
+        COMPLETED TRANSPORT_ERROR -> TERMINATED
+        CONFIRMED TIMER_I -> TERMINATED
+        CONFIRMED ACK -> CONFIRMED
+        ACCEPTED SUCCESS -> ACCEPTED
+        ACCEPTED REQUEST -> ACCEPTED
+        ACCEPTED TIMER_L -> TERMINATED
+        ACCEPTED TRANSPORT_ERROR -> ACCEPTED
+    """,
+    "NonInviteServerTransaction": """
+        TRYING PROVISIONAL -> PROCEEDING
+        TRYING SUCCESS -> COMPLETED
+        TRYING FAILURE -> COMPLETED
+        TRYING TRANSPORT_ERROR -> TERMINATED
+        PROCEEDING REQUEST -> PROCEEDING
+        PROCEEDING PROVISIONAL -> PROCEEDING
+        PROCEEDING SUCCESS -> COMPLETED
+        PROCEEDING FAILURE -> COMPLETED
+        PROCEEDING TRANSPORT_ERROR -> TERMINATED
+        COMPLETED REQUEST -> COMPLETED
+        COMPLETED TIMER_J -> TERMINATED
+        COMPLETED TRANSPORT_ERROR -> TERMINATED
+    """,
+    "ClientSession": """
+        CALLING PROVISIONAL -> PROCEEDING
+        CALLING SUCCESS -> CONFIRMED
+        CALLING FAILURE -> ENDED
+        CALLING CHALLENGE -> CALLING
+        CALLING REDIRECT -> CALLING
+        CALLING FAIL_OVER -> CALLING
+        CALLING NO_ANSWER -> ENDED
+        CALLING CANCEL -> CANCEL_PENDING
+        CALLING BYE -> CANCEL_PENDING
+        PROCEEDING PROVISIONAL -> PROCEEDING
+        PROCEEDING SUCCESS -> CONFIRMED
+        PROCEEDING FAILURE -> ENDED
+        PROCEEDING CHALLENGE -> CALLING
+        PROCEEDING REDIRECT -> CALLING
+        PROCEEDING FAIL_OVER -> CALLING
+        PROCEEDING NO_ANSWER -> ENDED
+        PROCEEDING CANCEL -> CANCELLING
+        PROCEEDING BYE -> CANCELLING
+        CANCEL_PENDING PROVISIONAL -> CANCELLING
+        CANCEL_PENDING SUCCESS -> ENDED
+        CANCEL_PENDING FAILURE -> ENDED
+        CANCEL_PENDING NO_ANSWER -> ENDED
+        CANCELLING PROVISIONAL -> CANCELLING
+        CANCELLING SUCCESS -> ENDED
+        CANCELLING FAILURE -> ENDED
+        CANCELLING NO_ANSWER -> ENDED
+        CONFIRMED SUCCESS -> CONFIRMED
+        LEAVING SUCCESS -> LEAVING
+        ENDED SUCCESS -> ENDED
+        CONFIRMED BYE -> LEAVING
+        CONFIRMED BYE_IN -> ENDED
+        CONFIRMED LOST -> ENDED
+        CONFIRMED ACK -> CONFIRMED
+        CONFIRMED NO_ACK -> LEAVING
+        LEAVING BYE_IN -> LEAVING
+        LEAVING BYE_DONE -> ENDED
+    """,
+    "ServerSession": """
+        PROCEEDING PROGRESS -> PROCEEDING
+        PROCEEDING PRACKED -> PROCEEDING
+        PROCEEDING NO_PRACK -> ENDED
+        PROCEEDING ACCEPT -> ACCEPTED
+        PROCEEDING ACCEPT_LATER -> ACCEPTING
+        PROCEEDING REJECT -> ENDED
+        PROCEEDING BYE -> ENDED
+        PROCEEDING CANCEL_IN -> ENDED
+        PROCEEDING BYE_IN -> ENDED
+        PROCEEDING LOST -> ENDED
+        ACCEPTING PRACKED -> ACCEPTED
+        ACCEPTING NO_PRACK -> ENDED
+        ACCEPTING REJECT -> ENDED
+        ACCEPTING BYE -> ENDED
+        ACCEPTING CANCEL_IN -> ENDED
+        ACCEPTING BYE_IN -> ENDED
+        ACCEPTED ACK -> CONFIRMED
+        ACCEPTED NO_ACK -> LEAVING
+        ACCEPTED BYE -> HANGING
+        ACCEPTED BYE_IN -> ENDED
+        ACCEPTED LOST -> ENDED
+        HANGING ACK -> LEAVING
+        HANGING NO_ACK -> LEAVING
+        HANGING BYE_IN -> ENDED
+        CONFIRMED BYE -> LEAVING
+        CONFIRMED BYE_IN -> ENDED
+        CONFIRMED LOST -> ENDED
+        CONFIRMED ACK -> CONFIRMED
+        CONFIRMED NO_ACK -> LEAVING
+        LEAVING BYE_IN -> LEAVING
+        LEAVING BYE_DONE -> ENDED
+    """,
+    "Subscription": """
+        NOTIFY_WAIT NOTIFIED_PENDING -> PENDING
+        NOTIFY_WAIT NOTIFIED_ACTIVE -> ACTIVE
+        NOTIFY_WAIT NOTIFIED_TERMINATED -> TERMINATED
+        NOTIFY_WAIT REFUSED -> TERMINATED
+        NOTIFY_WAIT NOT_WANTED -> TERMINATED
+        NOTIFY_WAIT TIMER_N -> TERMINATED
+        NOTIFY_WAIT UNSUBSCRIBE -> TERMINATED
+        PENDING NOTIFIED_PENDING -> PENDING
+        PENDING NOTIFIED_ACTIVE -> ACTIVE
+        PENDING NOTIFIED_TERMINATED -> TERMINATED
+        PENDING REFUSED -> TERMINATED
+        PENDING EXPIRED -> TERMINATED
+        PENDING UNSUBSCRIBE -> ENDING
+        ACTIVE NOTIFIED_PENDING -> PENDING
+        ACTIVE NOTIFIED_ACTIVE -> ACTIVE
+        ACTIVE NOTIFIED_TERMINATED -> TERMINATED
+        ACTIVE REFUSED -> TERMINATED
+        ACTIVE EXPIRED -> TERMINATED
+        ACTIVE UNSUBSCRIBE -> ENDING
+        ENDING NOTIFIED_PENDING -> ENDING
+        ENDING NOTIFIED_ACTIVE -> ENDING
+        ENDING NOTIFIED_TERMINATED -> TERMINATED
+        ENDING REFUSED -> TERMINATED
+        ENDING TIMER_N -> TERMINATED
+    """,
+    "NotifierSubscription": """
+        PENDING NOTIFY_PENDING -> PENDING
+        PENDING NOTIFY_ACTIVE -> ACTIVE
+        PENDING NOTIFY_TERMINATED -> TERMINATED
+        PENDING NOTIFY_FAILED -> TERMINATED
+        PENDING EXPIRED -> TERMINATED
+        PENDING RESUBSCRIBED -> PENDING
+        PENDING UNSUBSCRIBED -> TERMINATED
+        ACTIVE NOTIFY_PENDING -> PENDING
+        ACTIVE NOTIFY_ACTIVE -> ACTIVE
+        ACTIVE NOTIFY_TERMINATED -> TERMINATED
+        ACTIVE NOTIFY_FAILED -> TERMINATED
+        ACTIVE EXPIRED -> TERMINATED
+        ACTIVE RESUBSCRIBED -> ACTIVE
+        ACTIVE UNSUBSCRIBED -> TERMINATED
+        TERMINATED NOTIFY_FAILED -> TERMINATED
+    """,
+}
+TABLES: dict[str, Any] = {
+    machine.__name__: machine.TABLE
+    for machine in (*MACHINES, ClientSession, ServerSession, Subscription, NotifierSubscription)
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_what_it_was_when_it_was_checked_against_its_figure(name: str) -> None:
+    rows = [f"{state.name} {event.name} -> {after.name}" for (state, event), (after, _) in TABLES[name].items()]
+    assert rows == [line.strip() for line in ROWS[name].strip().splitlines()]
+
+
+def test_every_table_is_pinned() -> None:
+    assert set(ROWS) == set(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_state_is_reached_and_every_state_but_the_last_is_left(name: str) -> None:
+    table = TABLES[name]
+    reached = {after for after, _ in table.values()}
+    left = {state for (state, _), (after, _) in table.items() if after is not state}
+    last = {"TERMINATED", "ENDED"}
+    assert {state.name for state in reached - left} <= last
+    begins = {"CALLING", "TRYING", "PROCEEDING", "NOTIFY_WAIT", "PENDING"}
+    assert {state.name for state, _ in table} - {state.name for state in reached} <= begins
