@@ -589,6 +589,12 @@ class McpttClient:
             for octets in contents.acknowledgements:
                 regroup.on_acknowledgement(octets)
             incoming.respond(200, now=self.now())
+        elif method == "INFO" and (contents.info.non_acknowledged or contents.info.alert is False):
+            # the server's word on who did not answer when the call proceeded (24.379 6.3.3.3), or that no alert was raised
+            regroup.emit(
+                "notice", not_acknowledged=list(contents.info.non_acknowledged), alert=contents.info.alert
+            )
+            incoming.respond(200, now=self.now())
         else:
             incoming.respond(415, now=self.now())
 

@@ -18,6 +18,8 @@ from mcptt_sip.subscription import NotifierSubscription
 
 log = logging.getLogger(__name__)
 
+#: seconds after which an invitation is shown that nobody has answered; until then its outcome is waited for
+SHOWN_AFTER = 1.0
 #: seconds that the outcome of a failed invitation stays in the full state (as RFC 7614 keeps a final state)
 OUTCOME_KEPT = 64.0
 
@@ -56,7 +58,7 @@ class Roster:
         self._put(ConferenceUser(user, acknowledgement=kept), now)
 
     def inviting(self, user: str, now: float) -> None:
-        self._put(ConferenceUser(user, "dialing-out"), now)
+        self._put(ConferenceUser(user, "dialing-out"), now, wait=SHOWN_AFTER)
 
     def gone(self, user: str, now: float) -> None:
         """He left, or was refused and that was reported otherwise."""
@@ -75,15 +77,15 @@ class Roster:
         self._put(ConferenceUser(user, "disconnected", reason), now)
         self._outcomes[user] = now + OUTCOME_KEPT
 
-    def _put(self, user: ConferenceUser, now: float) -> None:
+    def _put(self, user: ConferenceUser, now: float, *, wait: float = 0.0) -> None:
         self._users[user.entity] = user
         self._outcomes.pop(user.entity, None)
-        self._mark(user.entity, now)
+        self._mark(user.entity, now, wait)
 
-    def _mark(self, user: str, now: float) -> None:
+    def _mark(self, user: str, now: float, wait: float = 0.0) -> None:
         self._changed[user] = None
-        if self.due is None:
-            self.due = max(now, self._told + self._interval)
+        due = max(now + wait, self._told + self._interval)
+        self.due = due if self.due is None else min(due, self.due)
 
     @property
     def watching(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from mcptt_sip.errors import SipError
+from mcptt_sip.errors import ParseError, SipError
 from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.mcptt.affiliation import Affiliations
 from mcptt_sip.mcptt.contents import FEATURE_TAGS, is_release_for_all, read_contents, warning_header, warning_of
@@ -33,6 +33,12 @@ from mikey import Keyring, ReplayCache
 
 log = logging.getLogger(__name__)
 
+#: what the server answers; another method gets 405 with this list
+METHODS = (
+    "INVITE", "ACK", "CANCEL", "BYE", "PRACK", "UPDATE", "INFO", "MESSAGE", "REFER", "SUBSCRIBE", "NOTIFY", "OPTIONS",
+    "REGISTER",
+)
+
 
 class McpttService:
     """Participating and controlling function on one :class:`~mcptt_sip.stack.SipStack`.
@@ -51,9 +57,18 @@ class McpttService:
         """One event of the stack."""
         match event:
             case InviteReceived(session):
-                self._invited(session, now)
+                try:
+                    self._invited(session, now)
+                except ParseError as error:  # a header that only this use of the message needed
+                    log.info("call-id=%s INVITE not readable: %s", session.call_id, error)
+                    session.reject(error.status, now=now)
             case RequestReceived(incoming):
-                self._requested(incoming, now)
+                try:
+                    self._requested(incoming, now)
+                except ParseError as error:
+                    log.info("call-id=%s request not readable: %s", incoming.request.headers.call_id, error)
+                    if not incoming.answered:
+                        incoming.respond(error.status, now=now)
             case Answered(session, response) if isinstance(session.context, Leg):
                 try:
                     contents = read_contents(response)
@@ -131,8 +146,8 @@ class McpttService:
                 self.controlling.changed(incoming, incoming.session.context, now)
             case "INFO":
                 incoming.respond(469, headers=[("Recv-Info", "g.3gpp.mcptt-info")], now=now)
-            case _:
-                incoming.respond(405, now=now)
+            case _:  # INVITE and UPDATE in a dialog whose leg is not in any call
+                incoming.respond(481, now=now)
 
     def _sender(self, incoming: ServerRequest, now: float) -> UserProfile | Answer:
         """In a dialog over its own flow: the leg's user. Everything else is authenticated."""
@@ -166,6 +181,7 @@ def assemble(
         StackSettings(
             contact_params=tuple((name, value or None) for name, value in params),
             supported=("100rel", "timer", "tdialog", "norefersub", "nosub"),
+            allow=METHODS,
             allow_events=("conference", "refer"),
             accept=("application/sdp", "multipart/mixed", "multipart/*", MIKEY, ACKNOWLEDGEMENT),
             session_expires=settings.session_expires,

@@ -17,6 +17,7 @@ from typing import Any
 
 from mcptt_sip.auth import DigestCredentials
 from mcptt_sip.body import Part, build_multipart
+from mcptt_sip.errors import ParseError
 from mcptt_sip.flow import Flow
 from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.mcptt import documents
@@ -442,7 +443,10 @@ class Exchange:
                     way = outgoing.flow or flow
                     assert way is not None, outgoing
                     octets = outgoing.octets if outgoing.flow is not None else stack.bind(outgoing, way, self.now)
-                    message = parse(octets)
+                    try:
+                        message = parse(octets)
+                    except ParseError:  # the answer to a header that could not be read repeats it
+                        continue
                     self.wire.append((self.now, way, message))
                     if not self.lose(message, way):
                         item = (self.now + DELAY, next(self._order), _back(way), octets)
