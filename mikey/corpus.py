@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from mikey.errors import MikeyError
@@ -54,18 +55,22 @@ def keyring_of(case: Mapping[str, Any]) -> Keyring:
     if other is not None:
         keyring.add_certificate(certificate_of(other), home=False, domains=[sender])
     for key in receiver["keys"]:
-        keyring.add_key_set(
-            KeySet(
-                uri=receiver["uri"],
-                uid=bytes.fromhex(key["uid"]),
-                period_no=int(key["key_period_no"]),
-                certificate=own,
-                rsk=Secret(bytes.fromhex(key["rsk"])),
-                ssk=Secret(bytes.fromhex(key.get("ssk") or "")),
-                pvt=bytes.fromhex(key.get("pvt") or ""),
-            )
-        )
+        keyring.add_key_set(_key_set(
+            receiver["uri"], key["uid"], int(key["key_period_no"]), own, key["rsk"], key.get("ssk") or "",
+            key.get("pvt") or "",
+        ))  # fmt: skip
     return keyring
+
+
+@lru_cache(maxsize=64)
+def _key_set(
+    uri: str, uid: str, period_no: int, certificate: KmsCertificate, rsk: str, ssk: str, pvt: str
+) -> KeySet:
+    """The same object for the same keys, so that the many cases of one receiver share its tables."""
+    return KeySet(
+        uri, bytes.fromhex(uid), period_no, certificate, Secret(bytes.fromhex(rsk)), Secret(bytes.fromhex(ssk)),
+        bytes.fromhex(pvt),
+    )  # fmt: skip
 
 
 def judge(case: Mapping[str, Any]) -> Verdict:
