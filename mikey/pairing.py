@@ -217,7 +217,7 @@ def _trim(f: _Polynomial) -> tuple[mpz, ...]:
     end = len(f)
     while end and not f[end - 1]:
         end -= 1
-    return tuple(f[:end])
+    return tuple(c + 0 for c in f[:end])  # copies, without the room that remainders keep
 
 
 def multiple_is_infinity(point: Affine, k: mpz) -> bool:

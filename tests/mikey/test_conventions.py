@@ -329,7 +329,8 @@ def test_habits_of_sakke() -> None:
 
 @pytest.mark.parametrize("change", [
     lambda sed: sed[:-2], lambda sed: sed + b"\0", lambda sed: b"\x05" + sed[1:], lambda sed: b"",
-    lambda sed: sed[:257], lambda sed: sed + bytes(15), lambda sed: b"\x04" + bytes(256) + sed[257:], lambda sed: sed[:-1] + b"?",
+    lambda sed: sed[:257], lambda sed: sed + bytes(15), lambda sed: b"\x04" + bytes(256) + sed[257:],
+    lambda sed: sed[:-1] + b"?",
 ])  # fmt: skip
 def test_other_encapsulations(change: Callable[[bytes], bytes]) -> None:
     assert verdict(sed=lambda d, u: change(sakke.encapsulate(d.key, u, KMS.certificate.pub_enc_key))) == "reject"
@@ -403,7 +404,8 @@ def test_unknown_purpose_tags(tag: int) -> None:
     (lambda b: f"mikey {b[:76]}\n{b[76:]}", "policy"), (lambda b: f"mikey {b}\n", "policy"),
     (lambda b: b, "reject"), (lambda b: f"mikey{b}", "reject"), (lambda b: f"mikey  {b}", "reject"),
     (lambda b: f"MIKEY {b}", "reject"), (lambda b: f"mikey {b[:40]} {b[40:]}", "reject"),
-    (lambda b: "mikey ", "reject"), (lambda b: "", "reject"), (lambda b: f"mikey {b[:-1]}", "reject"), (lambda b: f"mikey {b}=", "reject"),
+    (lambda b: "mikey ", "reject"), (lambda b: "", "reject"), (lambda b: f"mikey {b[:-1]}", "reject"),
+    (lambda b: f"mikey {b}=", "reject"),
     (lambda b: f"mikey {b[:40]}*{b[41:]}", "reject"), (lambda b: f"mikey {b[:40]}-{b[41:]}", "reject"),
 ])  # fmt: skip
 def test_text_forms(text: Callable[[str], str], said: str) -> None:

@@ -164,6 +164,26 @@ async def test_replaced_master_keys_take_over_and_dropped_partners_go(site: Site
 
 
 @pytest.mark.network
+async def test_rotated_master_keys_are_fetched_ahead_and_used_from_the_boundary(site: Site) -> None:
+    """Users who held the next period's keys already get them anew under the new master keys, and talk across."""
+    alice, bob = site.keeper(), site.keeper(BOB)
+    for keeper in (alice, bob):
+        await keeper.start()
+    new = site.store.rotate(NOW, now=NOW)
+    assert new.valid_from is not None
+    for keeper in (alice, bob):
+        assert await keeper.renew()
+    csk = TransportKey.generate(KeyType.CSK)
+    for at, certificate in ((new.valid_from - 60, site.store.kms.certificates[0]), (new.valid_from + 60, new)):
+        site.clock.now = at
+        message = seal(csk, sender=ALICE, recipient=BOB, keyring=alice.keyring, now=at)
+        out = unseal(message.octets, sender_uri=ALICE, me=BOB, keyring=bob.keyring, now=at, replay=None,
+                     expect_type=None)  # fmt: skip
+        assert out.key.same_key(csk) and alice.keyring.key_set_for(ALICE, at).certificate.same_keys(certificate)
+    await close(alice, bob)
+
+
+@pytest.mark.network
 async def test_a_revoked_user_goes_on_until_his_period_ends(site: Site) -> None:
     keeper = site.keeper()
     await keeper.start()
