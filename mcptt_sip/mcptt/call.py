@@ -269,6 +269,9 @@ class Regroup:
     def on_media_event(self, name: str, details: dict[str, Any]) -> None:
         """What floor control and media tell; the same names, with this call's group."""
         self.emit(name, **details)
+        if name == "ssrc-clash":
+            # two senders of one SRTCP key and SSRC would share an IV: the leg ends (rule 18)
+            self.client.spawn(self.leave())
 
     async def say(self, path: Path | str) -> dict[str, float]:
         """Talks an audio file; its start (Unix seconds) and duration. The floor must be held."""

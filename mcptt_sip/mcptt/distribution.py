@@ -220,8 +220,7 @@ class KeyDistribution:
                 group_ids=(self.group,),
                 text=str(self.terms),
             )
-            ids = [guk_id(key, user) for user in (*self._named, self.signer)]
-            if len(set(ids)) == len(ids):
+            if self._distinct(key):
                 break
         self._write("key", gmk_id=f"{key.key_id:08x}")
         self._used_ids.add(key.key_id)
@@ -231,6 +230,11 @@ class KeyDistribution:
         oldest = {True: self.generation - 1, False: self.generation - self.settings.awaited_keys}
         self._sealings = {k: s for k, s in self._sealings.items() if s.generation >= oldest[s.acknowledged]}
         return key
+
+    def _distinct(self, key: TransportKey) -> bool:
+        """Whether all that would send under ``key`` have GUK-IDs (28 bits) of their own."""
+        ids = [guk_id(key, user) for user in (*self._named, self.signer)]
+        return len(set(ids)) == len(ids)
 
     def refresh_due(self) -> float | None:
         """When the current key is to be replaced."""

@@ -208,9 +208,9 @@ def serve(
     ring_time_limit: Annotated[float, typer.Option(help="How long one user may ring, seconds.")] = 60.0,
     max_participants: Annotated[int, typer.Option(help="Of one call, the initiator included.")] = 1000,
     max_duration: Annotated[float, typer.Option(help="TNG3, seconds.")] = 14400.0,
-    max_silence: Annotated[float, typer.Option(help="T4: a call in which nobody talks so long ends; 0: none.")] = 1800.0,
+    max_silence: Annotated[float, typer.Option(help="T4: a call in which nobody talks so long ends.")] = 1800.0,
     max_calls: Annotated[int, typer.Option(help="At one time; beyond, 500 with Retry-After.")] = 1000,
-    session_expires: Annotated[int, typer.Option(help="Session timer of every leg, seconds, from 90; 0: none.")] = 1800,
+    session_expires: Annotated[int, typer.Option(help="Session timer of a leg, seconds, from 90; 0: none.")] = 1800,
     resource_priority: Annotated[
         list[str] | None,
         typer.Option(help="URGENCY=VALUE, e.g. emergency=mcpttp.15; also normal and imminent-peril. Repeatable."),

@@ -8,7 +8,8 @@ import dataclasses
 import pytest
 
 from mcptt_sip.body import Part
-from mcptt_sip.mcptt.distribution import KeyDistribution, NotNamed
+from mcptt_sip.mcptt import distribution
+from mcptt_sip.mcptt.distribution import GukIdCollision, KeyDistribution, NotNamed
 from mcptt_sip.mcptt.groupkeys import GroupKeys, KeyConflict, KeyRefused, StaleKey
 from mcptt_sip.mcptt.keying import (
     REVOKED,
@@ -20,7 +21,7 @@ from mcptt_sip.mcptt.keying import (
     i_message,
     mikey_part,
 )
-from mikey import MikeyError, OpenedKey, guk_id
+from mikey import MikeyError, OpenedKey, TransportKey, guk_id
 from tests.mcptt.users import ALICE, BOB, CAROL, DAVE, GROUP, NOW, Users
 
 
@@ -221,12 +222,32 @@ def test_a_key_ends_with_its_expiry(users: Users) -> None:
     assert held.sending(NOW + 100.0) is None
 
 
-def test_no_two_members_send_under_one_guk_id(users: Users) -> None:
-    d = users.distribution()
-    for user in (BOB, CAROL, DAVE):
-        d.name(user)
-    key = d.new_key(NOW)
-    assert len({guk_id(key, user) for user in (ALICE, BOB, CAROL, DAVE)}) == 4
+def test_rule_17_no_two_members_send_under_one_guk_id(users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With identifiers of four bits: keys are redrawn until all differ, and a newcomer who collides is told apart."""
+
+    def four_bits(key: TransportKey, user: str) -> int:
+        return guk_id(key, user) & 0xF
+
+    monkeypatch.setattr(distribution, "guk_id", four_bits)
+    collisions = 0
+    for seed in range(100):
+        d = users.distribution(seed=seed)
+        for user in (BOB, CAROL):
+            d.name(user)
+        key = d.new_key(NOW)
+        assert len({four_bits(key, user) for user in (ALICE, BOB, CAROL)}) == 3
+        for user in (BOB, CAROL):
+            d.seal_to(user, NOW)
+        d.name(DAVE)
+        taken = four_bits(key, DAVE) in {four_bits(key, user) for user in (ALICE, BOB, CAROL)}
+        if taken:
+            collisions += 1
+            with pytest.raises(GukIdCollision):
+                d.seal_to(DAVE, NOW)
+            assert DAVE not in d.sealed_to
+            d.new_key(NOW + 1)
+        d.seal_to(DAVE, NOW + 1)
+    assert collisions, "a hundred draws of three among sixteen: some collide"
 
 
 def test_each_message_has_a_time_stamp_of_its_own(users: Users) -> None:

@@ -20,6 +20,7 @@ from mcptt_sip.mcptt.contents import Contents
 from mcptt_sip.mcptt.controlling import ControllingFunction
 from mcptt_sip.mcptt.distribution import DistributionSettings
 from mcptt_sip.mcptt.groupcall import GroupCall, Leg
+from mcptt_sip.mcptt.groupkeys import KeyConflict
 from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from mcptt_sip.mcptt.keying import INSTALLED, MIKEY, acknowledge
 from mcptt_sip.mcptt.keymessages import KeyMessages
@@ -333,8 +334,12 @@ async def test_rule_15_a_revocation_is_for_good() -> None:
     async with town() as here:
         alice, bob = await here.phones("alice", "bob")
         call = await regroup_of(alice, "bob")
+        revoked = key_of(call)
         await call.revoke()
         await bob.until("revoked")
+        held = bob.call.keys
+        with pytest.raises(KeyConflict):
+            held.install(revoked, held.last_timestamp + 1, bob.client.now())
         assert bob.call.keys.sending(bob.client.now()) is None
         assert call.keys.sending(alice.client.now()) is None
         # a new key, under a new id, and only that, opens the call again

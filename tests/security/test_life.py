@@ -10,22 +10,24 @@ from typing import Any
 
 import pytest
 
+from mcptt_sip.body import Part, build_multipart
+from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.callerrors import AddFailed, NotADeputy, NotRekeyed, RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
 from mcptt_sip.mcptt.contents import Contents, read_contents
 from mcptt_sip.mcptt.controlling import ControllingFunction
 from mcptt_sip.mcptt.distribution import DistributionSettings
-from mcptt_sip.mcptt.groupcall import Leg
+from mcptt_sip.mcptt.groupcall import GroupCall, Leg
 from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from mcptt_sip.mcptt.journal import GroupRecord
-from mcptt_sip.mcptt.keying import i_message
+from mcptt_sip.mcptt.keying import MIKEY, i_message
 from mcptt_sip.mcptt.keymessages import KeyMessages
 from mcptt_sip.mcptt.memberlist import MemberListError, read_members, sign_members
 from mcptt_sip.mcptt.server import McpttServer
 from mcptt_sip.message import parse
 from mcptt_sip.trace import Direction, MessageRecord
-from mikey import read
-from tests.security.town import Townsman, town, uri
+from mikey import KeyType, TransportKey, read, seal
+from tests.security.town import PATIENCE, Townsman, town, uri
 
 pytestmark = pytest.mark.network
 
@@ -200,6 +202,32 @@ async def test_rule_15_a_deputy_is_no_director_while_the_initiator_is_there() ->
         assert sending_key(carol) == before == sending_key(alice)
 
 
+async def test_rule_15_a_members_key_is_refused_also_when_the_server_passes_it_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GroupCall, "directs", lambda *_: True)  # a server that passes on anybody's keys, in his name
+    async with town() as here:
+        alice, bob, carol = await here.phones("alice", "bob", "carol")
+        call = await call_of(alice, "bob", "carol")
+        before = sending_key(bob)
+        forged = TransportKey.generate(KeyType.GMK).replace(
+            group_ids=(call.group,), expiry=int(carol.client.now() + 3600), text=str(call.terms)
+        )
+        sealed = seal(
+            forged, sender=uri("carol"), recipient=uri("bob"), keyring=carol.client.keyring, now=carol.client.now()
+        )
+        info = documents.McpttInfo(request_uri=uri("bob"), temporary_group=True, key_operation="update")
+        content_type, body = build_multipart(
+            [Part(documents.MCPTT_INFO, info.encode()), Part(MIKEY, sealed.octets)], carol.client.token
+        )
+        response = await carol.client.send_in(carol.call, "MESSAGE", content_type, body)
+        assert response is not None and response.status == 200, "this server passes it on"
+        async with asyncio.timeout(PATIENCE):
+            while not bob.seen("key-refused") and not bob.call.keys.holds(forged.key_id):
+                await bob.until_told()
+        assert not bob.call.keys.holds(forged.key_id) and sending_key(bob) == before
+
+
 # --- rules 7 and 21: coming back ----------------------------------------------------------------------------
 
 
@@ -297,7 +325,9 @@ async def test_rule_24_one_who_never_acknowledges_holds_up_nobody() -> None:
         alice, _bob, carol, dave = await here.phones("alice", "bob", "carol", "dave")
         call = await call_of(alice, "bob", "carol")
         rekey = asyncio.ensure_future(call.rekey())
-        await carol.until("key", gmk_id=f"{call.distribution.generation and call.distribution.current.key_id:08x}")  # type: ignore[union-attr]
+        await alice.until("rekeying")
+        assert call.distribution.current is not None
+        await carol.until("key", gmk_id=f"{call.distribution.current.key_id:08x}")
         await call.add(uri("dave"))
         assert not rekey.done(), "the rekey still waits for bob, and dave is in"
         second = asyncio.ensure_future(call.rekey())

@@ -7,6 +7,7 @@ Any of them can be a dishonest one: a subclass that differs from the honest one 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ DOMAIN = "mcx.example"
 SERVICE = f"sip:mcptt@{DOMAIN}"
 USERS = ("alice", "bob", "carol", "dave", "mallory")
 #: seconds that anything here may take
-PATIENCE = 15.0
+PATIENCE = float(os.environ.get("MCPTT_TEST_PATIENCE", "15"))
 
 
 def uri(name: str) -> str:
@@ -59,6 +60,11 @@ class Townsman:
         async with asyncio.timeout(PATIENCE), self.told:
             await self.told.wait_for(lambda: self.seen(name, **details))
         return self.seen(name, **details)[0]
+
+    async def until_told(self) -> None:
+        """Something more has happened."""
+        async with self.told:
+            await self.told.wait()
 
     @property
     def call(self) -> Regroup:
