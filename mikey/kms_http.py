@@ -106,10 +106,11 @@ class Journal:
             batch, self._waiting = self._waiting, []
             try:
                 await loop.run_in_executor(self._thread, self._store.record, [one for one, _ in batch])
-            except MikeyError as error:
+            except Exception as error:  # whatever it is, it is for those who wait
+                log.error("kms journal: %s", error)
                 for _, future in batch:
                     if not future.done():
-                        future.set_exception(StoreError(str(error)))
+                        future.set_exception(StoreError(f"not written: {error}"))
             else:
                 for _, future in batch:
                     if not future.done():

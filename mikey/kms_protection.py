@@ -114,7 +114,10 @@ def _canonical(element: Element) -> bytes:
     apex = etree.Element(element.tag, dict(element.attrib), nsmap=element.nsmap)
     apex.text = element.text
     apex.extend(copy.deepcopy(list(element)))
-    return bytes(etree.tostring(apex, method="c14n", with_comments=False))
+    try:
+        return bytes(etree.tostring(apex, method="c14n", with_comments=False))
+    except etree.LxmlError as error:  # such as relative namespace names, which have no canonical form
+        raise KmsError(f"no canonical form: {error}") from None
 
 
 def sign(wrapper: Element, keys: TransportKeys) -> None:

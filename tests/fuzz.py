@@ -34,13 +34,15 @@ from media.errors import MediaError
 from media.rtp import RtpPacket
 from media.sdp import SessionDescription
 from media.srtp import SrtpKey, SrtpReceiver
-from mikey import IMessage, MikeyError, decode_text, read
+from mikey import IMessage, Kms, MikeyError, Secret, decode_text, read
 from mikey.key_parameters import KeyParameters
-from mikey.kms_documents import decode_request, decode_response
+from mikey.kms_documents import KmsResponse, decode_request, decode_response, encode_response
+from mikey.kms_protection import TransportKeys
 
 VECTORS = Path(__file__).parent / "vectors"
 #: seconds that one case may take
 PATIENCE = 2.0
+TRANSPORT = TransportKeys(Secret(bytes(32)), Secret(bytes(32)))
 KEY = SrtpKey(bytes(16), bytes(12), bytes(8))
 
 
@@ -147,6 +149,7 @@ def targets() -> dict[str, Target]:
         "key-parameters": Target(KeyParameters.decode, [bytes(40)], mikey),
         "kms-response": Target(decode_response, kms_seeds(), mikey),
         "kms-request": Target(decode_request, kms_seeds(), mikey),
+        "kms-protected": Target(lambda o: decode_response(o, TRANSPORT), protected_seeds(), mikey),
         "rtp": Target(RtpPacket.decode, [packet], media),
         "srtp": Target(SrtpReceiver(lambda _mki: KEY).unprotect, [packet + bytes(28)], media),
         "floor": Target(floor_messages.decode_all, floor_seeds(), media),
@@ -155,6 +158,12 @@ def targets() -> dict[str, Target]:
 
 def kms_seeds() -> list[bytes]:
     return [file.read_bytes() for file in sorted((VECTORS / "mikey" / "xml").glob("*.xml"))]
+
+
+def protected_seeds() -> list[bytes]:
+    key_set = Kms.generate("kms.example.org", ["example.org"]).issue("sip:alice@example.org", 1.79e9)
+    response = KmsResponse("sip:alice@example.org", "kms.example.org", 1.79e9, "u", key_sets=(key_set,))
+    return [encode_response(response, TRANSPORT)]
 
 
 def mutated(seeds: Sequence[bytes], source: random.Random) -> bytes:
