@@ -181,7 +181,7 @@ def tls_of(options: KmsOptions, now: float) -> tuple[ssl.SSLContext | None, Path
             raise KmsError(f"the default development certificate is for loopback: {host} needs --certificate")
         beside = options.store if options.store is not None else Path(tempfile.mkdtemp(prefix="mikey-kms-")) / "kms"
         certificate, private_key = (beside.with_name(f"{beside.name}.tls.{kind}") for kind in ("pem", "key"))
-        make = not (certificate.exists() and private_key.exists() and _lasts(certificate, now))
+        make = not (certificate.exists() and private_key.exists() and _lasts(certificate, private_key, now))
     if make:
         names = tuple(dict.fromkeys((host, "localhost", "127.0.0.1", "::1")))
         development_certificate(certificate, private_key, names=names, now=now, days=DEVELOPMENT_DAYS)
@@ -189,12 +189,14 @@ def tls_of(options: KmsOptions, now: float) -> tuple[ssl.SSLContext | None, Path
     return context, certificate
 
 
-def _lasts(certificate: Path, now: float) -> bool:
+def _lasts(certificate: Path, private_key: Path, now: float) -> bool:
+    """Whether a development certificate of an earlier run is good for another day, and the key is its own."""
     from cryptography import x509
 
     try:
         ends = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
-    except ValueError:
+        server_context(certificate, private_key)
+    except (ValueError, KmsError):
         return False
     return ends.timestamp() > now + 86400
 

@@ -51,10 +51,15 @@ def development_certificate(
     plain = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    descriptor = os.open(private_key, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(plain)
-    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    for path, octets, mode in (
+        (private_key, plain, 0o600), (certificate, built.public_bytes(serialization.Encoding.PEM), 0o644),
+    ):  # fmt: skip
+        draft = path.with_name(path.name + ".new")
+        draft.unlink(missing_ok=True)  # it could be readable by others
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(descriptor, "wb") as file:
+            file.write(octets)
+        os.replace(draft, path)
 
 
 def is_loopback(host: str) -> bool:

@@ -364,6 +364,25 @@ def test_the_program_refuses_to_hand_out_keys_in_clear(
     assert said in capsys.readouterr().err
 
 
+def test_the_default_certificate_is_kept_and_renewed_when_it_ends_or_is_no_pair(tmp_path: Path) -> None:
+    from mikey.kms_command import DEVELOPMENT_DAYS, KmsOptions, tls_of
+
+    options, now = KmsOptions(store=tmp_path / "kms.db"), time.time()
+    _, first = tls_of(options, now)
+    assert first == tmp_path / "kms.db.tls.pem"
+    key = tmp_path / "kms.db.tls.key"
+    pem = first.read_bytes()
+    assert tls_of(options, now + 3600)[1] == first and first.read_bytes() == pem
+    tls_of(options, now + DEVELOPMENT_DAYS * 86400)
+    assert first.read_bytes() != pem
+    pem = first.read_bytes()
+    key.chmod(0o644)
+    key.write_bytes((tmp_path / "kms.db.tls.key").read_bytes()[:-40])  # a crash between the two files
+    tls_of(options, now)
+    assert first.read_bytes() != pem and os.stat(key).st_mode & 0o777 == 0o600
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kms.db.tls.key", "kms.db.tls.pem"]
+
+
 def test_user_files(tmp_path: Path) -> None:
     path = tmp_path / "users"
     path.write_text(json.dumps(TOKENS))
