@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 
 #: of the clock that members measure jitter with (Opus' own)
 RTP_CLOCK = 48000
+#: floor datagrams sent before the loop has its turn
+_SLICE = 64
+#: seconds between looks at whose keep-alive is due, at least
+_TICK = 0.05
 Trace = Callable[[str, bool, Address, Address, bytes, float], None]
 
 
@@ -112,7 +116,12 @@ class GroupRelay:
             self.settings.floor, ssrc_of=lambda name: self._legs[name].ssrc, indicator=indicator
         )
         self._relay = Relay(self._arbiter.media_received, self.settings.relay)
-        self._keepalive_due = now + self.settings.floor_keepalive if self.settings.floor_keepalive else None
+        self._keepalive_due = now + _TICK if self.settings.floor_keepalive else None
+        #: (when, who) of the keep-alives of this round
+        self._turns: deque[tuple[float, str]] = deque()
+        #: floor messages that wait, in the order in which their addressees get them
+        self._outbox: dict[str, bytearray] = {}
+        self._flushing = False
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -274,6 +283,19 @@ class GroupRelay:
             self.trace("floor", True, self.floor, leg.address, protected, at)
         self._floor.send(protected, leg.address)
 
+    def _flush(self) -> None:
+        """Sends what waits, several messages for one participant in one datagram (8.1.1); a large group is told in
+        slices, between which the loop has its turn."""
+        self._flushing = False
+        for _ in range(min(_SLICE, len(self._outbox))):
+            participant = next(iter(self._outbox))
+            plain = bytes(self._outbox.pop(participant))
+            if (leg := self._legs.get(participant)) is not None:
+                self._send_floor(leg, plain, True)
+        if self._outbox and not self._closed:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
     # --- time -----------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
@@ -281,8 +303,9 @@ class GroupRelay:
         if self._closed:
             return
         for participant, message in self._arbiter.to_send():
-            if (leg := self._legs.get(participant)) is not None:
-                self._send_floor(leg, message.encode(), True)
+            self._outbox.setdefault(participant, bytearray()).extend(message.encode())
+        if not self._flushing:
+            self._flush()
         for event in self._arbiter.events():
             match event:
                 case FloorTakenBy(participant, _):
@@ -303,13 +326,24 @@ class GroupRelay:
         now = self._loop.time()
         self._arbiter.handle_timer(now)
         if self._keepalive_due is not None and self._keepalive_due <= now:
-            self._keepalive_due = now + self.settings.floor_keepalive
-            at, relayed = self._clock(), self._relay.counters["relayed"]
-            for leg in self._legs.values():
+            self._keep_alive(now)
+            following = self._turns[0][0] if self._turns else now + self.settings.floor_keepalive
+            self._keepalive_due = max(now + _TICK, following)
+        self._advance()
+
+    def _keep_alive(self, now: float) -> None:
+        """A report to those whose turn it is: everyone once in the interval, spread over it."""
+        at, relayed = self._clock(), self._relay.counters["relayed"]
+        while self._turns and self._turns[0][0] <= now:
+            _, name = self._turns.popleft()
+            if (leg := self._legs.get(name)) is not None:
                 # of no stream of its own: its time is what the members' reports refer to
                 report = Report(leg.ssrc, ntp=at, packets=relayed, timestamp=ntp_middle(at))
                 self._send_floor(leg, report.encode(), False)
-        self._advance()
+        if not self._turns:
+            interval = self.settings.floor_keepalive
+            names = list(self._legs)
+            self._turns.extend((now + interval * place / len(names), name) for place, name in enumerate(names))
 
     # --- the end --------------------------------------------------------------------------------------
 

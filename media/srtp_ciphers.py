@@ -148,11 +148,12 @@ def derive(key: SrtpKey, label: int, length: int) -> bytes:
 
 class SrtpTransform(Protocol):
     """The session keys of one master key, at work. ``index`` is the 48-bit packet index, or the 31-bit SRTCP index;
-    ``header`` the octets that stay in clear. Opening raises :class:`AuthenticationFailed`."""
+    ``header`` the octets that stay in clear, ``end`` where the packet ends without its ROC. Opening raises
+    :class:`AuthenticationFailed`."""
 
     def seal(self, rtp: bytes, header: int, ssrc: int, index: int) -> bytes: ...
 
-    def open(self, packet: bytes, header: int, ssrc: int, index: int) -> bytes: ...
+    def open(self, packet: bytes, header: int, end: int, ssrc: int, index: int) -> bytes: ...
 
     def seal_rtcp(self, rtcp: bytes, ssrc: int, index: int) -> bytes: ...
 
@@ -164,10 +165,10 @@ class SrtpTransform(Protocol):
 class _Gcm:
     """AEAD_AES_128_GCM and AEAD_AES_256_GCM."""
 
-    __slots__ = ("_mki", "_rtcp", "_rtcp_salt", "_rtp", "_rtp_salt")
+    __slots__ = ("_mki", "_mki_length", "_rtcp", "_rtcp_salt", "_rtp", "_rtp_salt")
 
     def __init__(self, key: SrtpKey, policy: SrtpPolicy) -> None:
-        self._mki = key.mki
+        self._mki, self._mki_length = key.mki, len(key.mki)
         self._rtp = AESGCM(derive(key, _ENCRYPTION, policy.key_length))
         self._rtcp = AESGCM(derive(key, _ENCRYPTION + _RTCP, policy.key_length))
         self._rtp_salt = int.from_bytes(derive(key, _SALT, policy.salt_length), "big")
@@ -179,11 +180,11 @@ class _Gcm:
         clear = rtp[:header]
         return clear + self._rtp.encrypt(nonce, rtp[header:], clear) + self._mki
 
-    def open(self, packet: bytes, header: int, ssrc: int, index: int) -> bytes:
+    def open(self, packet: bytes, header: int, end: int, ssrc: int, index: int) -> bytes:
         nonce = ((ssrc << 48 | index) ^ self._rtp_salt).to_bytes(12, "big")
         clear = packet[:header]
         try:
-            return clear + self._rtp.decrypt(nonce, packet[header : len(packet) - len(self._mki)], clear)
+            return clear + self._rtp.decrypt(nonce, packet[header : end - self._mki_length], clear)
         except InvalidTag:
             raise AuthenticationFailed("the tag is wrong") from None
 
@@ -235,9 +236,10 @@ class _CounterMode:
         sealed = rtp[:header] + self._rtp.update(rtp[header:])
         return sealed + self._mki + self._mac(sealed, index)
 
-    def open(self, packet: bytes, header: int, ssrc: int, index: int) -> bytes:
-        end = len(packet) - self._tag - len(self._mki)
-        if not hmac.compare_digest(self._mac(packet[:end], index), packet[len(packet) - self._tag :]):
+    def open(self, packet: bytes, header: int, end: int, ssrc: int, index: int) -> bytes:
+        tag = packet[end - self._tag : end]
+        end -= self._tag + len(self._mki)
+        if not hmac.compare_digest(self._mac(packet[:end], index), tag):
             raise AuthenticationFailed("the tag is wrong")
         self._rtp.reset_nonce((self._rtp_salt ^ ssrc << 64 ^ index << 16).to_bytes(16, "big"))
         return packet[:header] + self._rtp.update(packet[header:end])
