@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: the share of its life after which a registration is renewed
 RENEW_AT = 0.8
+#: seconds after which a registration that failed is tried again, and to which that time is doubled (RFC 5626 4.5)
+RETRY_AFTER, RETRY_AT_MOST = 4.0, 64.0
 
 
 class Registration:
@@ -77,10 +79,15 @@ class Registration:
         client.emit("registered" if expires else "unregistered", user=client.uri)
 
     async def _keep(self) -> None:
+        expires = self._client.settings.expires
+        wait, retry = expires * RENEW_AT, RETRY_AFTER
         while True:
-            await self._client.sleep(self._client.settings.expires * RENEW_AT)
+            await self._client.sleep(wait)
             try:
-                await self._register(self._client.settings.expires)
+                await self._register(expires)
             except SipError as error:
                 log.warning("user=%s registration not renewed: %s", self._client.uri, error)
                 self._client.emit("registration-lost", reason=str(error))
+                wait, retry = min(retry, expires * RENEW_AT), min(2 * retry, RETRY_AT_MOST)
+            else:
+                wait, retry = expires * RENEW_AT, RETRY_AFTER
