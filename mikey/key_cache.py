@@ -35,10 +35,14 @@ class KeyCache:
 
     def save(self, uri: str, certificates: tuple[KmsCertificate, ...], key_sets: tuple[KeySet, ...]) -> None:
         """Replace what is on disk; it is there when this returns. Raises `StoreError`."""
-        home = key_sets[0].kms_uri if key_sets else ""
+        home = key_sets[0].kms_uri if key_sets else "-"
+        known = list(certificates)
+        for key_set in key_sets:  # a KMS may name the certificates of past master keys no more
+            if not any(c.same_keys(key_set.certificate) for c in known):
+                known.append(key_set.certificate)
         documents = (
-            encode_response(KmsResponse(uri, home or "-", 0.0, "-", cache=certificates, cache_no=len(certificates))),
-            encode_response(KmsResponse(uri, home or "-", 0.0, "-", key_sets=key_sets)),
+            encode_response(KmsResponse(uri, home, 0.0, "-", cache=tuple(known), cache_no=len(known))),
+            encode_response(KmsResponse(uri, home, 0.0, "-", key_sets=key_sets)),
         )
         plain = b"".join(len(d).to_bytes(4, "big") + d for d in documents)
         salt = next(iter(self._vaults), None) or os.urandom(SALT_OCTETS)
@@ -91,15 +95,15 @@ class KeyCache:
             raise StoreError(f"{self.path}: {error}") from None
         return certificates, tuple(key_sets)
 
-    def fill(self, uri: str, keyring: Keyring) -> int:
-        """Put what is on disk into a keyring; how many key sets. Raises `StoreError`."""
+    def fill(self, uri: str, keyring: Keyring) -> tuple[KmsCertificate, ...]:
+        """Put what is on disk into a keyring; the certificates among it. Raises `StoreError`."""
         certificates, key_sets = self.load(uri)
         home = {k.kms_uri for k in key_sets}
         for certificate in certificates:
             keyring.add_certificate(certificate, home=certificate.kms_uri in home)
         for key_set in key_sets:
             keyring.add_key_set(key_set)
-        return len(key_sets)
+        return certificates
 
 
 def _bound(document: object, certificates: tuple[KmsCertificate, ...]) -> KeySet:

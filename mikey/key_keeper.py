@@ -95,11 +95,9 @@ class KeyKeeper:
         """
         if self._cache is not None:
             try:
-                count = await asyncio.to_thread(self._cache.fill, self._client.uri, self.keyring)
+                self._client.vouched_for = await asyncio.to_thread(self._cache.fill, self._client.uri, self.keyring)
             except StoreError as error:
                 log.error("key cache is not used: %s user=%s", error, self._client.uri)
-            else:
-                self._client.vouched_for = self.keyring.certificates if count else ()
         if self.holds_present():
             return
         await self.renew()
@@ -134,7 +132,8 @@ class KeyKeeper:
             return
         uri = self._client.uri
         try:
-            await asyncio.to_thread(self._cache.save, uri, self.keyring.certificates, self.keyring.key_sets(uri))
+            # of a keyring that others fill too, only what this KMS gave
+            await asyncio.to_thread(self._cache.save, uri, self._client.vouched_for, self.keyring.key_sets(uri))
         except StoreError as error:
             log.error("key cache is not written: %s user=%s", error, uri)
 

@@ -184,6 +184,21 @@ async def test_rotated_master_keys_are_fetched_ahead_and_used_from_the_boundary(
 
 
 @pytest.mark.network
+async def test_a_keyring_may_be_shared_with_the_users_of_another_kms(site: Site) -> None:
+    """What one KMS does not vouch for is left alone when another one put it there."""
+    other = Kms.generate("kms.partner.example", ["partner.example"])
+    for _ in range(2):  # from the KMS, then from disk
+        keeper = site.keeper()
+        keeper.keyring.add_certificate(other.certificate)
+        keeper.keyring.add_key_set(other.issue("sip:alice@partner.example", NOW))
+        await keeper.start()
+        assert await keeper.renew()
+        assert other.certificate in keeper.keyring.certificates
+        assert keeper._cache is not None and other.certificate not in keeper._cache.load(ALICE)[0]
+        await close(keeper)
+
+
+@pytest.mark.network
 async def test_a_revoked_user_goes_on_until_his_period_ends(site: Site) -> None:
     keeper = site.keeper()
     await keeper.start()
@@ -232,6 +247,8 @@ def test_the_cache_opens_for_its_user_and_secret_only(tmp_path: Path, kms: Kms) 
         cache.load(BOB)
     with pytest.raises(StoreError):
         KeyCache(cache.path, Unlock.passphrase("another passphrase")).load(ALICE)
+    cache.save(ALICE, (), key_sets)
+    assert cache.load(ALICE)[0] == (kms.certificate,)
     assert KeyCache(tmp_path / "none", Unlock.passphrase("a passphrase")).load(ALICE) == ((), ())
 
 
