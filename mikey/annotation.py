@@ -432,3 +432,7 @@ def _parameter_remarks(message: IMessage, kind: KeyType | None) -> Iterator[Rema
         yield Remark("clear-key-parameters", "The key parameters are in the clear, the form before TS 33.180 v1.2.")
     elif len(data) >= 32 and int.from_bytes(data[28:32], "big") != message.csb_id:
         yield Remark("dppk-id", "The DPPK-ID of the key parameters is not the CSB ID.")
+    if len(data) >= 6 and data[0] & 0x40 and message.t.ts_type < 2:
+        date = int.from_bytes(data[1:6], "big")
+        if abs(date - message.timestamp) > 86400:
+            yield Remark("key-parameters-date", f"The date of the key parameters, {moment(date)}, is not that of T.")

@@ -106,6 +106,7 @@ def test_a_message_of_ours_is_unremarkable(world: World) -> None:
         ("pub-sakke-params-2", "sakke-parameters"),
         ("pub-sakke-prefix-05", "sakke-point"),
         ("pub-missing-idri", "missing-identity"),
+        ("pub-gmk-basic", "key-parameters-date"),
     ],
 )
 def test_what_is_unusual_is_said(case_id: str, word: str) -> None:
