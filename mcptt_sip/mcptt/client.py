@@ -22,24 +22,20 @@ from typing import Any
 from mcptt_sip.auth import DigestCredentials
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.endpoint import SipEndpoint
-from mcptt_sip.errors import LocalProtocolError, SipError
+from mcptt_sip.errors import SipError
 from mcptt_sip.incoming import RequestReceived, ServerRequest
-from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.call import CallSettings, Regroup
 from mcptt_sip.mcptt.callerrors import RegroupFailed
+from mcptt_sip.mcptt.clientrequests import ORDINARY, CallOptions, ClientRequests
 from mcptt_sip.mcptt.contents import (
-    CLIENT_HEADERS,
     FEATURE_TAGS,
     INFO_PACKAGE,
     Contents,
-    SipFragment,
     read_contents,
     warning_header,
-    warning_of,
 )
 from mcptt_sip.mcptt.directing import DirectedRegroup
 from mcptt_sip.mcptt.distribution import DistributionSettings, KeyDistribution
-from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.initiated import DeputyRegroup, InitiatedRegroup
 from mcptt_sip.mcptt.invitation import Invitation, read_invitation
 from mcptt_sip.mcptt.journal import GroupRecord, Journal, NoJournal
@@ -48,7 +44,7 @@ from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.policy import warning_text
 from mcptt_sip.mcptt.registration import Registration
 from mcptt_sip.message import Request, Response
-from mcptt_sip.outgoing import Cause, ClientRequest, RequestFailed, ResponseReceived
+from mcptt_sip.outgoing import RequestFailed, ResponseReceived
 from mcptt_sip.session import (
     Answered,
     Ended,
@@ -83,20 +79,11 @@ class ClientSettings:
     acknowledgement: str = "required"
     #: who may update and revoke keys, add and remove users, when this user is lost in a call that he initiated
     deputies: tuple[str, ...] = ()
+    #: who may draw this user into a group: URIs, or ``sip:*@domain``; ``None``: everyone whose key is in order
+    callers: tuple[str, ...] | None = None
     call: CallSettings = CallSettings()
     distribution: DistributionSettings = DistributionSettings()
     agent: TransportSettings = TransportSettings()
-
-
-@dataclass(frozen=True, slots=True)
-class _Roster:
-    """Awaits one conference document."""
-
-    answer: asyncio.Future[bytes | None]
-
-    def set(self, body: bytes | None) -> None:
-        if not self.answer.done():
-            self.answer.set_result(body)
 
 
 RegroupHandler = Callable[[Invitation], Awaitable[None]]
@@ -105,7 +92,7 @@ KeyObserver = Callable[[str, TransportKey], None]
 MediaTrace = Callable[[str, bool, tuple[str, int], tuple[str, int], bytes, float], None]
 
 
-class McpttClient:
+class McpttClient(ClientRequests):
     """One user's client. See :meth:`login`.
 
     :param keyring: the user's validated key sets and the KMS certificates that he trusts
@@ -154,7 +141,7 @@ class McpttClient:
         self.key_observer = key_observer
         self._journal: Callable[[str], Journal] = journal if journal is not None else lambda _group: NoJournal()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._credentials = DigestCredentials(settings.username, settings.password)
+        self.credentials = DigestCredentials(settings.username, settings.password)
         params = tuple(item.partition("=")[::2] for item in FEATURE_TAGS.split(";"))
         stack = SipStack(
             StackSettings(
@@ -205,7 +192,7 @@ class McpttClient:
 
     # --- calls ----------------------------------------------------------------------------------------
 
-    async def regroup(self, users: Sequence[str], *, acknowledgement: str | None = None) -> InitiatedRegroup:
+    async def regroup(self, users: Sequence[str], options: CallOptions = ORDINARY) -> InitiatedRegroup:
         """Initiates a temporary group call with ``users``: the first by INVITE, the others by REFER.
 
         Returns when the server has answered and the first key is proved; the others are being added then,
@@ -213,27 +200,27 @@ class McpttClient:
         """
         if not users:
             raise ValueError("a regroup call names at least one user")
-        regroup = await self.start_regroup(users[0], acknowledgement=acknowledgement)
+        regroup = await self.start_regroup(users[0], options)
         for user in users[1:]:
             self.spawn(self._add_later(regroup, user))
         return regroup
 
-    async def start_regroup(self, user: str, *, acknowledgement: str | None = None) -> InitiatedRegroup:
-        regroup = await self.prepare_regroup(acknowledgement)
+    async def start_regroup(self, user: str, options: CallOptions = ORDINARY) -> InitiatedRegroup:
+        regroup = await self.prepare_regroup(options)
         await self.establish(regroup, user)
         return regroup
 
-    async def prepare_regroup(
-        self, acknowledgement: str | None = None, *, deputies: Sequence[str] | None = None
-    ) -> InitiatedRegroup:
+    async def prepare_regroup(self, options: CallOptions = ORDINARY) -> InitiatedRegroup:
         """A call with its group id and media sockets, before anything is sent."""
         group = f"sip:tmp-{self.random(16).hex()}@{self.domain}"
-        named = self.settings.deputies if deputies is None else tuple(deputies)
-        terms = GroupTerms(acknowledgement or self.settings.acknowledgement, deputies=named)
+        deputies = self.settings.deputies if options.deputies is None else options.deputies
+        terms = GroupTerms(options.acknowledgement or self.settings.acknowledgement, deputies=deputies)
         distribution = KeyDistribution(
             group, self.uri, terms, **self._distribution_parts(), journal=self._journal(group)
         )
-        return await self._initiated(distribution)
+        regroup = await self._initiated(distribution)
+        regroup.options = options
+        return regroup
 
     async def _initiated(self, distribution: KeyDistribution) -> InitiatedRegroup:
         media = await self._open_media()
@@ -272,25 +259,6 @@ class McpttClient:
         call = DeputyRegroup.succeed(member, distribution, self.settings.call, sorted(named))
         await call.begin()
         return call
-
-    async def ask_to_join(self, group: str) -> None:
-        """Asks the group's signer, through the server, for a fresh key: this user was in the call, and lost it.
-
-        Returns when the server has passed it on; the invitation follows if the signer agrees. Raises
-        :class:`RegroupFailed`.
-        """
-        content_type, body = build_multipart(
-            [Part(documents.MCPTT_INFO, McpttInfo(request_uri=group, key_operation="join").encode())], self.token
-        )
-        request = self.stack.compose(
-            "MESSAGE", self.settings.server, from_=f"<{self.uri}>", to=f"<{self.settings.server}>",
-            headers=list(CLIENT_HEADERS), body=body, content_type=content_type,
-        )
-        response = await self.request(request)
-        if response is None or response.status >= 300:
-            status = None if response is None else response.status
-            warning = None if response is None else warning_of(response)
-            raise RegroupFailed("the server does not let this user join", status, warning)
 
     async def establish(self, regroup: InitiatedRegroup, user: str) -> None:
         try:
@@ -338,10 +306,21 @@ class McpttClient:
             "invited", group=invitation.group, user=invitation.initiator, call_id=session.call_id,
             gmk_id=f"{invitation.opened.key.key_id:08x}",
         )
+        if not self._may_be_called_by(invitation.initiator):
+            log.info("group=%s user=%s is not among those who may call", invitation.group, invitation.initiator)
+            self.emit("invitation-refused", call_id=session.call_id, reason="CallerNotAllowed")
+            session.reject(403, headers=warning_header(self.domain, warning_text(127)), now=self.now())
+            return
         if self._handler is None or invitation.group in self.calls:
             session.reject(486, now=self.now())
             return
         self.spawn(self._ask(invitation))
+
+    def _may_be_called_by(self, caller: str) -> bool:
+        """This user's own policy, by the identity that signed (step 5, rule 22)."""
+        if self.settings.callers is None:
+            return True
+        return caller in self.settings.callers or f"sip:*@{SipUri.parse(caller).host}" in self.settings.callers
 
     async def _ask(self, invitation: Invitation) -> None:
         assert self._handler is not None
@@ -397,110 +376,9 @@ class McpttClient:
     def forget(self, regroup: Regroup) -> None:
         self.calls.pop(regroup.group, None)
 
-    # --- SIP ------------------------------------------------------------------------------------------
-
-    def invite(self, regroup: Regroup, parts: Sequence[Part]) -> InviteSession:
-        content_type, body = build_multipart(list(parts), self.token)
-        session = self.stack.invite(
-            self.settings.server,
-            from_=f"<{self.uri}>",
-            headers=[
-                *CLIENT_HEADERS,
-                ("Answer-Mode", "Auto"),
-                ("Resource-Priority", "mcpttp.5"),
-                ("Recv-Info", INFO_PACKAGE),
-                ("Require", "recipient-list-invite"),
-            ],
-            body=body,
-            content_type=content_type,
-            now=self.now(),
-            target=self.settings.proxy,
-            credentials=self._credentials,
-            context=regroup,
-        )
-        self.transmit()
-        return session
-
-    async def refer(self, regroup: DirectedRegroup, refer_to: str, parts: Iterable[Part]) -> SipFragment:
-        """One REFER and its outcome: the final sipfrag, or the REFER's own refusal."""
-        session = regroup.session
-        if session is None or regroup.session_identity is None:
-            return SipFragment(487)
-        body, content_type = b"", None
-        if parts:
-            content_type, body = build_multipart(list(parts), self.token)
-        outcome: asyncio.Future[SipFragment] = asyncio.get_running_loop().create_future()
-        dialog = f"{session.call_id};local-tag={session.remote_tag};remote-tag={session.local_tag}"
-        self.stack.refer(
-            regroup.session_identity,
-            refer_to,
-            from_=f"<{self.uri}>",
-            headers=[
-                *CLIENT_HEADERS,
-                ("Require", "tdialog"),
-                ("Target-Dialog", dialog),
-                ("Referred-By", f"<{self.uri}>"),
-            ],
-            body=body,
-            content_type=content_type,
-            now=self.now(),
-            target=self.settings.proxy,
-            credentials=self._credentials,
-            context=outcome,
-        )
-        self.transmit()
-        try:
-            async with asyncio.timeout(self.settings.call.add_timeout):
-                return await outcome
-        except TimeoutError:
-            return SipFragment(408)
-
-    async def send_in(self, regroup: Regroup, method: str, content_type: str, body: bytes) -> Response | None:
-        """A request in the call's dialog; ``None`` when no answer came."""
-        if regroup.session is None:
-            return None
-        try:
-            request = regroup.session.send(method, body=body, content_type=content_type, now=self.now())
-        except LocalProtocolError:  # there is no dialog yet, or none any more
-            return None
-        return await self._final(request)
-
-    async def roster(self, regroup: Regroup) -> tuple[str, ...]:
-        """Who is in the call, as the server says (RFC 4575): an assertion of the server, and no proof."""
-        if regroup.session_identity is None:
-            raise SipError("the call has no session identity")
-        answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-        self.stack.subscribe(
-            regroup.session_identity, event="conference", from_=f"<{self.uri}>", expires=0, now=self.now(),
-            headers=[*CLIENT_HEADERS, ("Accept", documents.CONFERENCE_INFO)], target=self.settings.proxy,
-            credentials=self._credentials, context=_Roster(answer),
-        )
-        self.transmit()
-        body = await answer
-        if body is None:
-            raise SipError("the server gives no roster")
-        users = documents.ConferenceInfo.decode(body).users
-        return tuple(user.entity for user in users if user.status == "connected")
-
-    async def request(self, request: Request) -> Response | None:
-        return await self._final(
-            self.stack.request(
-                request, self.now(), target=self.settings.proxy, credentials=self._credentials
-            )
-        )
-
-    async def _final(self, request: ClientRequest) -> Response | None:
-        answer: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
-        request.context = answer
-        self.transmit()
-        return await answer
-
     def transmit(self) -> None:
         """Lets the edge send what the stack has to say."""
         self._agent.transmit()
-
-    def token(self) -> bytes:
-        return self.random(8)
 
     def contents_of(self, message: Request | Response) -> Contents:
         return read_contents(message)
@@ -522,45 +400,15 @@ class McpttClient:
             case RequestReceived(incoming):
                 self._requested(incoming)
             case ResponseReceived(request, response) if response.status >= 200:
-                self._answered_request(request, response)
+                self.answered(request, response)
             case RequestFailed(request, _):
-                self._answered_request(request, None)
-            case Notified(subscription, request):
-                self._notified(subscription, request)
+                self.answered(request, None)
+            case Notified():
+                self.notified(event)
             case SubscriptionEnded(subscription, ended, _) if isinstance(subscription, Subscription):
-                if isinstance(subscription.context, _Roster):
-                    subscription.context.set(None)
-                elif ended is Cause.RESPONSE:
-                    pass  # the refusal itself says more, and comes as a response
-                elif isinstance(subscription.context, asyncio.Future) and not subscription.context.done():
-                    subscription.context.set_result(SipFragment(408))
+                self.unsubscribed(subscription, ended)
             case _:
                 log.debug("user=%s event %s", self.uri, type(event).__name__)
-
-    @staticmethod
-    def _answered_request(request: ClientRequest, response: Response | None) -> None:
-        context = request.context
-        if isinstance(context, asyncio.Future) and not context.done():
-            if request.request.method != "REFER":
-                context.set_result(response)
-            elif response is None or response.status >= 300:
-                warning = warning_of(response) if response is not None else None
-                context.set_result(SipFragment(response.status if response else 408, warning))
-
-    def _notified(self, subscription: Subscription, request: Request) -> None:
-        outcome = subscription.context
-        if isinstance(outcome, _Roster):
-            outcome.set(request.body)
-            return
-        if not isinstance(outcome, asyncio.Future) or outcome.done():
-            return
-        try:
-            fragment = SipFragment.decode(request.body)
-        except SipError as error:
-            log.warning("user=%s NOTIFY: %s", self.uri, error)
-            return
-        if fragment.status >= 200:
-            outcome.set_result(fragment)
 
     def _requested(self, incoming: ServerRequest) -> None:
         session = incoming.session
@@ -590,7 +438,7 @@ class McpttClient:
                 regroup.on_acknowledgement(octets)
             incoming.respond(200, now=self.now())
         elif method == "INFO" and (contents.info.non_acknowledged or contents.info.alert is False):
-            # the server's word on who did not answer when the call proceeded (24.379 6.3.3.3), or that no alert was raised
+            # the server's word: who did not answer when the call proceeded (24.379 6.3.3.3), or that nobody is alerted
             regroup.emit(
                 "notice", not_acknowledged=list(contents.info.non_acknowledged), alert=contents.info.alert
             )

@@ -12,12 +12,14 @@ from mcptt_sip.headers import NameAddr
 from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.call import CallSettings, Regroup
 from mcptt_sip.mcptt.callerrors import RegroupFailed
+from mcptt_sip.mcptt.clientrequests import CallOptions
 from mcptt_sip.mcptt.contents import RELEASE_FOR_ALL, warning_of
 from mcptt_sip.mcptt.directing import DirectedRegroup
 from mcptt_sip.mcptt.distribution import KeyDistribution
 from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.keying import MIKEY
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
+from mcptt_sip.mcptt.policy import Urgency
 from mcptt_sip.message import Response
 from mcptt_sip.outgoing import Cause
 from media.endpoint import MemberMedia
@@ -33,7 +35,7 @@ RECIPIENT_LIST = (("Content-Disposition", "recipient-list"),)
 class InitiatedRegroup(DirectedRegroup):
     """The call of the one who started it."""
 
-    emergency = False
+    options = CallOptions()
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class InitiatedRegroup(DirectedRegroup):
             Part(documents.RESOURCE_LISTS, documents.ResourceLists((user,)).encode(), RECIPIENT_LIST),
             Part(MIKEY, sealed.octets),
         ]
-        self.session = self.client.invite(self, parts)
+        self.session = self.client.invite(self, parts, self.options, list_=True)
         self.emit("calling", user=user, call_id=self.session.call_id)
         response = await self._answer
         self._joining.discard(user)
@@ -92,7 +94,9 @@ class InitiatedRegroup(DirectedRegroup):
             acknowledgement=self.terms.acknowledgement,
             initiator_guk_id=guk_id(key, self.me),
             deputies=self.terms.deputies,
-            emergency=self.emergency,
+            required=self.options.required,
+            emergency=self.options.urgency is Urgency.EMERGENCY or None,
+            imminent_peril=self.options.urgency is Urgency.IMMINENT_PERIL or None,
         )
 
     async def _until_first_is_keyed(self) -> None:
@@ -140,7 +144,7 @@ class InitiatedRegroup(DirectedRegroup):
             Part("application/sdp", self.client.describe(self.media).encode()),
             Part(documents.MCPTT_INFO, self._info().encode()),
         ]
-        self.session = self.client.invite(self, parts)
+        self.session = self.client.invite(self, parts, self.options, list_=False)
         self.emit("coming-back", call_id=self.session.call_id)
         response = await self._answer
         theirs = GroupMediaDescription.decode(self.client.contents_of(response).sdp)

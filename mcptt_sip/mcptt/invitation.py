@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mcptt_sip.mcptt.contents import Contents, read_contents, warning_header
 from mcptt_sip.mcptt.keying import GroupTerms, KeyingError, i_message
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
-from mcptt_sip.mcptt.policy import warning_text
+from mcptt_sip.mcptt.policy import Commencement, Urgency, warning_text
 from mcptt_sip.session import InviteSession
 from mikey import KeyType, OpenedKey, unseal
 
@@ -33,6 +33,22 @@ class Invitation:
     terms: GroupTerms
     initiator: str
     group: str
+
+    @property
+    def commencement(self) -> Commencement:
+        """How the caller asks this user to answer; the server has checked his right to force it."""
+        headers = self.session.request.headers
+        if (headers.get("Priv-Answer-Mode") or "").lower().startswith("auto"):
+            return Commencement.FORCED
+        manual = (headers.get("Answer-Mode") or "").lower().startswith("manual")
+        return Commencement.MANUAL if manual else Commencement.AUTOMATIC
+
+    @property
+    def urgency(self) -> Urgency:
+        """What the server says of the call."""
+        if self.contents.info.emergency:
+            return Urgency.EMERGENCY
+        return Urgency.IMMINENT_PERIL if self.contents.info.imminent_peril else Urgency.NORMAL
 
     async def accept(self) -> Regroup:
         """Step 6: the 200, with the acknowledgement of the key where it is asked for."""

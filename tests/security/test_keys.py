@@ -189,7 +189,7 @@ async def test_rule_6_one_who_declined_may_hold_the_key_and_the_next_key_is_with
 
 
 async def test_rule_6_a_failed_add_asks_for_one_new_key_when_so_configured() -> None:
-    settings = DistributionSettings(activation_delay=0.2, transit=0.0, rekey_on_failed_add=True, coalesce=0.3)
+    settings = DistributionSettings(activation_delay=0.2, transit=0.0, rekey_on_failed_add=True, coalesce=1.0)
     async with town() as here:
         alice = await here.phone("alice", distribution=settings)
         await here.phone("bob")

@@ -14,6 +14,7 @@ from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.callerrors import AddFailed, NotADeputy, NotRekeyed, RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
+from mcptt_sip.mcptt.clientrequests import CallOptions
 from mcptt_sip.mcptt.contents import Contents, read_contents
 from mcptt_sip.mcptt.controlling import ControllingFunction
 from mcptt_sip.mcptt.distribution import DistributionSettings
@@ -63,7 +64,7 @@ class MemoryJournal:
 
 
 async def call_of(alice: Townsman, *others: str, **options: Any) -> InitiatedRegroup:
-    call = await alice.client.prepare_regroup(**options)
+    call = await alice.client.prepare_regroup(CallOptions(**options))
     await alice.client.establish(call, uri(others[0]))
     for other in others[1:]:
         await call.add(uri(other))

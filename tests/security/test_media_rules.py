@@ -13,6 +13,8 @@ from mcptt_sip.errors import RegistrationFailed
 from mcptt_sip.mcptt import server as server_module
 from mcptt_sip.mcptt.callerrors import RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
+from mcptt_sip.mcptt.clientrequests import ORDINARY, CallOptions
+from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from mcptt_sip.mcptt.keying import GroupTerms
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.participating import Destination
@@ -116,8 +118,8 @@ async def test_rule_18_a_server_that_sends_under_the_members_own_ssrc_loses_him(
 class MembersArbitrate(McpttClient):
     """Signs terms that this version of the client cannot keep."""
 
-    async def prepare_regroup(self, *arguments: object, **options: object):  # type: ignore[no-untyped-def]
-        call = await super().prepare_regroup(*arguments, **options)  # type: ignore[arg-type]
+    async def prepare_regroup(self, options: CallOptions = ORDINARY) -> InitiatedRegroup:
+        call = await super().prepare_regroup(options)
         call.distribution.terms = call.terms = GroupTerms("required", floor="members")
         return call
 
