@@ -7,6 +7,7 @@ SEED ?= 1
 CASES ?= 1000000
 MIKEY_CASES ?= 10000000
 SECONDS ?= 1800
+STEPS ?= 100000
 
 .PHONY: demo test install install-test debian lint soak fuzz clean
 
@@ -38,6 +39,7 @@ test: install-test debian lint
 	$(PY) -m pytest -n 2 --dist loadgroup
 
 soak: install-test
+	$(PY) -m tests.simulation --seed $(SEED) --steps $(STEPS)
 	$(PY) -m pytest -m soak --timeout 0 tests --soak-seconds $(SECONDS)
 
 fuzz: install-test
