@@ -12,6 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from mikey.__main__ import main as mikey_main
 from mikey.at_rest import Unlock
 from mikey.errors import CertificateInvalid, KmsError, StoreError
 from mikey.kms_documents import encode_certificate
+from mikey.kms_http import Journal
 from mikey.kms_store import Issued, KmsStore, Note, holds_master_secrets, token_digest
 from mikey.tls import client_context
 
@@ -332,6 +334,32 @@ async def test_a_store_that_fails_hands_out_nothing(
     finally:
         await client.close()
         await server.stop()
+
+
+async def test_what_waits_for_the_disk_shares_the_next_commit(store: KmsStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    started, gate, whole = asyncio.Event(), threading.Event(), store.record
+    loop = asyncio.get_running_loop()
+
+    def record(happened: Any) -> None:
+        batches.append(len(happened))
+        loop.call_soon_threadsafe(started.set)
+        gate.wait()  # the disk is slow
+        whole(happened)
+
+    monkeypatch.setattr(store, "record", record)
+    journal = Journal(store)
+    notes = [asyncio.ensure_future(journal.record(Note("refused", ALICE, str(n), NOW))) for n in range(1)]
+    await started.wait()
+    notes += [asyncio.ensure_future(journal.record(Note("refused", ALICE, str(n), NOW))) for n in range(1, 10)]
+    await asyncio.sleep(0)  # all have been put in the queue
+    notes[5].cancel()  # whoever asked has gone; what happened is written all the same
+    assert not any(n.done() for n in notes[:5])
+    gate.set()
+    await asyncio.gather(*notes, return_exceptions=True)
+    await journal.close()
+    assert batches == [1, 9]
+    assert [e.detail for e in store.audit() if e.event == "refused"] == [str(n) for n in range(10)]
 
 
 @pytest.mark.network
