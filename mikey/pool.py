@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import selectors
 import signal
@@ -23,6 +24,8 @@ from mikey.errors import MikeyError
 from mikey.keyring import Keyring
 from mikey.keys import KeySet, TransportKey
 from mikey.sealing import SealedMessage, seal
+
+log = logging.getLogger(__name__)
 
 MIN_FOR_POOL = 16
 """Recipients below which a fork costs more than it brings."""
@@ -84,7 +87,12 @@ class _Worker:
         with warnings.catch_warnings():
             # a worker computes and writes to its pipe; it takes no lock that another thread could have held
             warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
+            try:
+                self.pid = os.fork()
+            except OSError:
+                os.close(self.pipe)
+                os.close(writer)
+                raise
         if not self.pid:
             _serve(work, indices, writer)
         os.close(writer)
@@ -153,6 +161,20 @@ def _serve(work: _Work, indices: Sequence[int], writer: int) -> None:
         os._exit(code)
 
 
+def _start(work: _Work, processes: int) -> tuple[list[_Worker], list[int]]:
+    """Workers, and the recipients left over where the system allows no more processes. The first one is done."""
+    started: list[_Worker] = []
+    left: list[int] = []
+    for n in range(processes):
+        indices = range(1 + n, len(work.recipients), processes)
+        try:
+            started.append(_Worker(work, indices))
+        except OSError as error:
+            log.warning("no further process: %s", error.strerror)
+            left += indices
+    return started, left
+
+
 def workers_for(count: int, workers: int | None, options: Mapping[str, Any]) -> int:
     """How many processes seal for `count` recipients; 0: this one alone."""
     cores = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -196,12 +218,11 @@ def seal_many(
     yield work.one(0)  # the first one is not kept waiting for tables and forks
     work.prepare()
     with selectors.DefaultSelector() as selector:
-        started: list[_Worker] = []
+        started, left = _start(work, processes)
         try:
-            for n in range(processes):
-                worker = _Worker(work, range(1 + n, len(recipients), processes))
-                started.append(worker)
+            for worker in started:
                 selector.register(worker.pipe, selectors.EVENT_READ, worker)
+            yield from (work.one(index) for index in left)
             while selector.get_map():
                 for chosen, _ in selector.select():
                     made, ended = chosen.data.read()
@@ -237,7 +258,7 @@ async def seal_many_async(
     await asyncio.to_thread(work.prepare)
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[tuple[_Worker, list[tuple[int, SealedMessage | NotSealed]], bool]] = asyncio.Queue()
-    started: list[_Worker] = []
+    started, left = _start(work, processes)
 
     def readable(worker: _Worker) -> None:
         made, ended = worker.read()
@@ -246,10 +267,11 @@ async def seal_many_async(
         queue.put_nowait((worker, made, ended))
 
     try:
-        for n in range(processes):
-            worker = _Worker(work, range(1 + n, len(recipients), processes))
-            started.append(worker)
+        for worker in started:
             loop.add_reader(worker.pipe, readable, worker)
+        for index in left:
+            yield work.one(index)
+            await asyncio.sleep(0)
         running = len(started)
         while running:
             worker, made, ended = await queue.get()

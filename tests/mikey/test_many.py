@@ -125,6 +125,28 @@ def test_a_worker_that_dies_loses_nobody(
     assert sorted(m.recipient for m in got) == sorted(uris) and gone(forks)
 
 
+@pytest.mark.parametrize("allowed", [0, 1])
+async def test_where_no_more_processes_are_allowed_all_is_sealed_here(
+    crowd: tuple[Keyring, list[str]], world: World, monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    ring, uris = crowd
+    fork, count = os.fork, [0]
+
+    def limited() -> int:
+        count[0] += 1
+        if count[0] > allowed:
+            raise OSError(11, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr("mikey.pool.os.fork", limited)
+    more: Any = {"sender": ALICE, "recipients": uris, "keyring": ring, "now": NOW, "workers": 3}
+    got = list(seal_many(world.tgmk(), **more))
+    assert sorted(m.recipient for m in got) == sorted(uris) and count == [3]
+    count[0] = 0
+    got = [m async for m in seal_many_soon(world.tgmk(), **more)]
+    assert sorted(m.recipient for m in got) == sorted(uris) and count == [3]
+
+
 async def test_an_event_loop_goes_on_meanwhile(
     crowd: tuple[Keyring, list[str]], world: World, forks: list[int]
 ) -> None:
