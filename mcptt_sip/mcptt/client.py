@@ -107,6 +107,7 @@ class McpttClient(ClientRequests):
     #: what a call is made of; a test may put a faulty one here
     member_class: type[Regroup] = Regroup
     initiated_class: type[InitiatedRegroup] = InitiatedRegroup
+    media_class: type[MemberMedia] = MemberMedia
 
     def __init__(
         self,
@@ -188,6 +189,17 @@ class McpttClient(ClientRequests):
         await self.registration.end()
         for task in list(self._tasks):
             task.cancel()
+        await self._agent.close()
+
+    async def vanish(self) -> None:
+        """As if the process had been killed: nothing is said, the sockets close. For tests and load."""
+        self.registration.stop()
+        for task in list(self._tasks):
+            if task is not asyncio.current_task():
+                task.cancel()
+        for call in list(self.calls.values()):
+            await call.media.close()
+        self.calls.clear()
         await self._agent.close()
 
     # --- calls ----------------------------------------------------------------------------------------
@@ -357,7 +369,7 @@ class McpttClient(ClientRequests):
     async def _open_media(self) -> MemberMedia:
         master, salt = srtp_keys(self.csk, csb_id=self.csk.key_id, cs_id=6)
         csk = SrtpKey(master.reveal(), salt.reveal(), self.csk.mki(self.csk.key_id))
-        media = await MemberMedia.open(self.settings.host, user=self.uri, clock=self.now)
+        media = await self.media_class.open(self.settings.host, user=self.uri, clock=self.now)
         media.set_csk(csk)
         media.trace = self._media_trace
         return media

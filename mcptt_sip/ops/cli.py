@@ -442,6 +442,56 @@ def ua(
     raise typer.Exit(_run(run_telephone(options)))
 
 
+@app.command()
+def phones(
+    count: Annotated[int, typer.Option("--count", min=1, help="How many.")],
+    proxy: Annotated[str, typer.Option(help="Address of the server: TRANSPORT:HOST:PORT.")],
+    tokens: Annotated[Path, typer.Option(help="JSON file for the KMS: bearer token -> user URI, as mcptt kms takes.")],
+    passwords: Annotated[Path, typer.Option(help="JSON file: user URI -> password.")],
+    user: Annotated[
+        str, typer.Option(help="MCPTT IDs; {n} is the number, from 1.")
+    ] = "sip:phone{n}@mcx.example",
+    first: Annotated[int, typer.Option(help="The first number.")] = 1,
+    server: Annotated[str, typer.Option(help="The server's service identity.")] = "sip:mcptt@mcx.example",
+    kms_url: Annotated[str, typer.Option("--kms", help="URL of the KMS.")] = "https://127.0.0.1:8443",
+    kms_ca: Annotated[
+        Path | None, typer.Option("--kms-ca", help="PEM that the KMS's certificate is checked with.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Local address of media.")] = "127.0.0.1",
+    answer: Annotated[str, typer.Option(help="auto, decline, ring (never answers) or die.")] = "auto",
+    odd: Annotated[str, typer.Option(help="How every --odd-one-in'th phone answers.")] = "auto",
+    odd_one_in: Annotated[int, typer.Option(help="0: none.")] = 0,
+    verbose: Verbose = 0,
+) -> None:
+    """Run many light phones in one process, for load: they answer, acknowledge keys, and count audio.
+
+    Lines on standard input: "figures" prints what happened so far, "quit" ends.
+    """
+    from mcptt_sip.ops.phone import proxy_uri
+    from mcptt_sip.ops.phones import PhonesOptions, read_secrets, run_phones
+    from mcptt_sip.ops.programs import set_up_logging
+
+    set_up_logging(verbose)
+    for name, value in (("--answer", answer), ("--odd", odd)):
+        if value not in ("auto", "decline", "ring", "die"):
+            _stop(USAGE, f"{name} {value!r} is not auto, decline, ring or die")
+    if "{n}" not in user and count > 1:
+        _stop(USAGE, "--user must contain {n}, the number")
+    users = [user.replace("{n}", str(number)) for number in range(first, first + count)]
+    try:
+        by_user = {uri: token for token, uri in read_secrets(tokens).items()}
+        options = PhonesOptions(
+            users, server, proxy_uri(proxy), kms_url, by_user, read_secrets(passwords), host, answer, odd, odd_one_in,
+            kms_authority=kms_ca,
+        )
+    except (OSError, ValueError) as error:
+        _stop(USAGE, str(error))
+    missing = [uri for uri in users if uri not in options.tokens or uri not in options.passwords]
+    if missing:
+        _stop(USAGE, f"no token or password for {missing[0]}, and {len(missing) - 1} more like that")
+    raise typer.Exit(_run(run_phones(options)))
+
+
 def _run(program: Coroutine[Any, Any, int]) -> int:
     """A long-running program; what the environment lacks is one sentence, not a traceback."""
     from mcptt_sip.errors import SipError

@@ -120,14 +120,8 @@ class Town:
 
     async def crash(self, man: Townsman) -> None:
         """The client's process is gone: nothing is said, the kernel closes its sockets."""
-        client = man.client
-        self.clients.remove(client)
-        client.registration.stop()
-        for call in list(client.calls.values()):
-            await call.media.close()
-        for task in list(client._tasks):
-            task.cancel()
-        await client._agent.close()
+        self.clients.remove(man.client)
+        await man.client.vanish()
 
     async def phones(self, *names: str) -> list[Townsman]:
         return [await self.phone(name) for name in names]
