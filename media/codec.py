@@ -52,7 +52,7 @@ class OpusEncoder:
         context.format = "s16"
         context.bit_rate = bit_rate
         context.time_base = Fraction(1, RATE)
-        context.options = {"application": "voip", "frame_duration": "20"}
+        context.options = {"application": "voip", "frame_duration": "20", "fec": "1", "packet_loss": "10"}
         self._context = context
         self._samples = 0
 
@@ -107,7 +107,7 @@ class OpusDecoder:
         self._last, self._fade = pcm, 1.0
         return pcm
 
-    def conceal(self) -> bytes:
+    def conceal(self, following: bytes | None = None) -> bytes:
         """A frame in place of a lost one: the last one again, fading out over 60 ms."""
         before, self._fade = self._fade, max(0.0, self._fade - 1 / 3)
         if before <= 0.0:

@@ -14,13 +14,14 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from media import floor_participant as floor
 from media.capture import FileFrames, open_microphone, track_frames, until
 from media.codec import FRAME_SECONDS
+from media.codecs import OPUS, Codec
 from media.errors import (
     FloorDenied,
     FloorError,
@@ -54,6 +55,8 @@ class MemberSettings:
 
     reception: ReceptionSettings = field(default_factory=ReceptionSettings)
     floor: floor.ParticipantSettings = field(default_factory=floor.ParticipantSettings)
+    #: what is talked and heard, under this payload type; it prevails over what ``reception`` says of them
+    codec: Codec = OPUS
     payload_type: int = 96
     #: identifier of the RFC 6051 header extension
     extension_id: int = 1
@@ -85,7 +88,8 @@ class MemberMedia:
     - ``on_event(name, details)``: ``floor-granted`` {duration}, ``floor-denied`` {cause, phrase}, ``floor-queued``
       {position}, ``floor-revoked`` {cause}, ``floor-taken`` {user}, ``floor-idle`` {}, ``floor-timeout`` {},
       ``floor-unqueued`` {} (the server has taken the request back), ``talker-silent`` {} (T103),
-      ``burst-sent`` {start, duration}, ``burst-heard`` {user, start, offset, samples, lost, late, jitter},
+      ``burst-sent`` {start, duration}, ``burst-heard`` {user, start, offset, samples, lost, late, jitter, concealed,
+      delay of the jitter buffer; mouth_to_ear, rating of the E-model, opinion score},
       ``impersonated`` {mki}, ``ssrc-refused`` {ssrc}, ``ssrc-clash`` {}, ``no-microphone`` {}, ``server-silent`` {}.
       Times are Unix seconds; ``offset`` is the index of the burst's first sample in the recording (16 kHz).
     - ``tap(packet, source)`` gets every audio packet as it came, before anything is checked.
@@ -117,6 +121,7 @@ class MemberMedia:
             lambda octets: self._transmit("audio", octets),
             payload_type=settings.payload_type,
             extension_id=settings.extension_id,
+            codec=settings.codec,
             bit_rate=settings.bit_rate,
             timed_packets=settings.timed_packets,
             timed_interval=settings.timed_interval,
@@ -127,12 +132,13 @@ class MemberMedia:
         self._outcome: asyncio.Future[None] | None = None
         self._has_floor = False
         self._lost_floor: FloorError | None = None
-        self._reception = Reception(user, self._owns, settings.reception)
-        self._playout = Playout(self._reception, clock)
+        heard = replace(settings.reception, payload_type=settings.payload_type, clock_rate=settings.codec.clock_rate)
+        self._reception = Reception(user, self._owns, heard)
+        self._playout = Playout(self._reception, clock, settings.codec)
         self._timer: asyncio.TimerHandle | None = None
         self._keepalive_due: float | None = None
         self._heard_server = 0.0
-        self._reports = ReceiverReports(self.floor_ssrc, settings.reception.clock_rate)
+        self._reports = ReceiverReports(self.floor_ssrc, settings.codec.clock_rate)
         self._microphone: asyncio.Task[None] | None = None
         self._closed = False
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from media.codec import FRAME_SAMPLES, RATE, OpusDecoder, WavTimeline
+from media.codec import FRAME_SAMPLES, RATE, WavTimeline
+from media.codecs import OPUS, Codec
 from media.errors import CodecError
+from media.quality import e_model, opinion_score
 from media.reception import Burst, BurstEnded, Event, Played, Reception
 
 __all__ = ["Playout"]
@@ -18,22 +20,24 @@ class _Track:
     """How far one burst has been played. ``first`` is the place of its first sample on the time line, ``start``
     when that sample was due."""
 
-    def __init__(self, first: int, start: float) -> None:
-        self.decoder = OpusDecoder()
+    def __init__(self, first: int, start: float, codec: Codec) -> None:
+        self.decoder = codec.decoder()
         self.first = first
         self.start = start
         self.samples = 0
+        self.concealed = 0
 
 
 class Playout:
     """Plays bursts one after the other: none cuts off the end or the beginning of another."""
 
-    def __init__(self, reception: Reception, clock: Callable[[], float]) -> None:
+    def __init__(self, reception: Reception, clock: Callable[[], float], codec: Codec = OPUS) -> None:
         self.concealed = 0
         self.jitter = 0.0
         #: told every frame that is played: (user, 640 octets of 16 kHz mono, when it is due)
         self.on_frame: Callable[[str, bytes, float], None] | None = None
         self._reception = reception
+        self._codec = codec
         self._clock = clock
         self._tracks: dict[int, _Track] = {}
         self._timeline: WavTimeline | None = None
@@ -65,15 +69,17 @@ class Playout:
         if track is None:
             due = round((event.due - self._origin) * RATE) - event.offset * FRAME_SAMPLES
             first = max(due, self._end, 0)
-            track = self._tracks[id(event.burst)] = _Track(first, self._origin + first / RATE)
+            track = self._tracks[id(event.burst)] = _Track(first, self._origin + first / RATE, self._codec)
         if event.payload is None:
-            pcm = track.decoder.conceal()
+            pcm = track.decoder.conceal(event.following)
+            track.concealed += 1
             self.concealed += 1
         else:
             try:
                 pcm = track.decoder.decode(event.payload)
             except CodecError:
                 pcm = track.decoder.conceal()
+                track.concealed += 1
                 self.concealed += 1
                 self._reception.counters["codec"] += 1
         at = event.offset * FRAME_SAMPLES
@@ -91,14 +97,28 @@ class Playout:
         if track is None:
             return None
         self.jitter = burst.jitter
+        start = self._clock() - (now - track.start)
+        loss = track.concealed / max(1, track.samples // FRAME_SAMPLES)
+        figures = {}
+        if burst.captured is not None:
+            # on one clock: what the talker stated against when it was played, and the codec's own delay
+            delay = start - burst.captured + self._codec.delay
+            rating = e_model(delay, loss, impairment=self._codec.impairment, robustness=self._codec.robustness)
+            figures = {
+                "mouth_to_ear": round(delay, 4), "rating": round(rating, 1),
+                "opinion": round(opinion_score(rating), 2),
+            }  # fmt: skip
         return {
             "user": burst.user,
-            "start": self._clock() - (now - track.start),
+            "start": start,
             "offset": track.first,
             "samples": track.samples,
             "lost": burst.buffer.lost,
             "late": burst.buffer.late,
             "jitter": round(burst.jitter, 6),
+            "concealed": track.concealed,
+            "delay": round(burst.buffer.delay, 4),
+            **figures,
         }
 
     def next_timer(self) -> float | None:

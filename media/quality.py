@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a talk burst was heard: a spectral score between what was said and what was played."""
+"""How much of a talk burst was heard: a spectral score between what was said and what was played, and the E-model."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["align", "score"]
+__all__ = ["align", "e_model", "opinion_score", "score"]
 
 #: parameters of the score; changing one makes old figures incomparable
 WINDOW_S, HOP_S = 0.025, 0.010
@@ -79,3 +79,36 @@ def _cells(samples: Samples, rate: int) -> Samples:
         return np.zeros((count, BANDS))
     decibel = 10.0 * np.log10(np.maximum(bands, loudest * 1e-12))
     return np.asarray(np.maximum(decibel, 10.0 * np.log10(loudest) - FLOOR_DB))
+
+
+def e_model(
+    delay: float, loss: float, *, impairment: float = 0.0, robustness: float = 10.0, burst: float = 1.0
+) -> float:
+    """The transmission rating R of ITU-T G.107 with its default values, 0 (useless) to 93.2 (the best).
+
+    :param delay: from mouth to ear, seconds
+    :param loss: share of the frames that were concealed, 0..1
+    :param impairment: Ie of the codec; of the codecs here an estimate, since G.113 lists none of them at 16 kHz
+    :param robustness: Bpl of the codec and its concealment
+    :param burst: BurstR: how much longer than by chance losses last (1: by chance)
+
+    >>> round(e_model(0.1, 0.0), 1), round(e_model(0.1, 0.05), 1), round(e_model(0.4, 0.0), 1)
+    (90.8, 59.1, 59.1)
+    """
+    milliseconds = 1000.0 * max(0.0, delay)
+    by_delay = 0.024 * milliseconds + 0.11 * max(0.0, milliseconds - 177.3)
+    percent = 100.0 * min(1.0, max(0.0, loss))
+    by_loss = impairment + (95.0 - impairment) * percent / (percent / burst + robustness)
+    return max(0.0, min(93.2, 93.2 - by_delay - by_loss))
+
+
+def opinion_score(rating: float) -> float:
+    """The mean opinion score that a rating stands for, 1 to 4.5 (G.107 Annex B).
+
+    >>> [round(opinion_score(rating), 2) for rating in (93.2, 80, 60, 0)]
+    [4.41, 4.02, 3.1, 1.0]
+    """
+    if rating <= 0:
+        return 1.0
+    rating = min(100.0, rating)
+    return max(1.0, 1 + 0.035 * rating + rating * (rating - 60) * (100 - rating) * 7e-6)

@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from media.jitter import JitterBuffer
+from media.jitter import DelayEstimator, JitterBuffer
 from media.rtp import RtpPacket
 
 __all__ = ["Burst", "BurstEnded", "Impersonated", "Played", "Reception", "ReceptionSettings"]
@@ -24,8 +24,11 @@ class ReceptionSettings:
     payload_type: int = 96
     clock_rate: int = 48000
     frame: float = 0.02
-    #: from the arrival of a burst's first packet to its playing
+    #: from the arrival of a burst's quickest packet to its playing: of the first burst, and between which bounds it is
+    #: fitted to what was heard
     delay: float = 0.06
+    least_delay: float = 0.04
+    most_delay: float = 0.2
     #: frames of one burst held at most
     max_frames: int = 250
     #: a burst without packets for so long is over
@@ -45,7 +48,10 @@ class ReceptionSettings:
 class Burst:
     """One talk burst of ``user``: its jitter buffer and figures."""
 
-    __slots__ = ("_arrival", "_timestamp", "buffer", "jitter", "sequence", "ssrc", "user")
+    __slots__ = (
+        "_arrival", "_first", "_timestamp", "_transit", "buffer", "captured", "jitter", "sequence", "ssrc", "transits",
+        "user",
+    )  # fmt: skip
 
     def __init__(self, user: str, packet: RtpPacket, buffer: JitterBuffer) -> None:
         self.user = user
@@ -53,8 +59,13 @@ class Burst:
         self.buffer = buffer
         self.sequence = packet.sequence
         self.jitter = 0.0  # seconds, RFC 3550 6.4.1
-        self._timestamp = packet.timestamp
+        #: when the burst's first sample was spoken (Unix time), as far as its packets say
+        self.captured: float | None = None
+        #: of each packet, how long it was on its way, all from the same unknown beginning (seconds)
+        self.transits: list[float] = []
+        self._first = self._timestamp = packet.timestamp
         self._arrival: float | None = None
+        self._transit = 0.0
 
     def continues(self, packet: RtpPacket, step: int) -> bool:
         """Whether the packet's sequence number and timestamp have gone on alike since the burst's first."""
@@ -65,8 +76,14 @@ class Burst:
         """Takes the packet's arrival into the jitter."""
         elapsed = (packet.timestamp - self._timestamp + 0x80000000 & 0xFFFFFFFF) - 0x80000000
         if self._arrival is not None:
-            self.jitter += (abs(now - self._arrival - elapsed / clock_rate) - self.jitter) / 16
+            moved = now - self._arrival - elapsed / clock_rate
+            self.jitter += (abs(moved) - self.jitter) / 16
+            self._transit += moved
+        self.transits.append(self._transit)
         self._arrival = now
+        if packet.ntp is not None and self.captured is None:
+            spoken = (packet.timestamp - self._first + 0x80000000 & 0xFFFFFFFF) - 0x80000000
+            self.captured = packet.ntp - spoken / clock_rate
         # follow the stream, so that a burst may be longer than half the number space
         self.sequence, self._timestamp = packet.sequence, packet.timestamp
 
@@ -80,6 +97,8 @@ class Played:
     offset: int
     payload: bytes | None
     due: float
+    #: the payload after a lost one, when it is there already
+    following: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +140,8 @@ class Reception:
         self._streams: OrderedDict[tuple[bytes, int], None] = OrderedDict()
         self._bursts: deque[Burst] = deque()
         self._events: list[Event] = []
+        s = self.settings
+        self.estimator = DelayEstimator(s.delay, least=s.least_delay, most=s.most_delay)
         self._step = round(self.settings.frame * self.settings.clock_rate)
 
     # --- floor ----------------------------------------------------------------------------------------
@@ -214,8 +235,9 @@ class Reception:
             burst.buffer.end()
         s = self.settings
         buffer = JitterBuffer(
-            delay=s.delay, frame=s.frame, clock_rate=s.clock_rate, max_frames=s.max_frames, patience=s.patience
-        )
+            delay=self.estimator.delay, most=s.most_delay, frame=s.frame, clock_rate=s.clock_rate,
+            max_frames=s.max_frames, patience=s.patience,
+        )  # fmt: skip
         burst = Burst(user, packet, buffer)
         self._bursts.append(burst)
         self.counters["bursts"] += 1
@@ -243,7 +265,8 @@ class Reception:
         while self._bursts:
             burst = self._bursts[0]
             self._events += [
-                Played(burst, frame.offset, frame.payload, frame.due) for frame in burst.buffer.pull(now)
+                Played(burst, frame.offset, frame.payload, frame.due, frame.following)
+                for frame in burst.buffer.pull(now)
             ]
             if not burst.buffer.ended(now):
                 break
@@ -259,4 +282,6 @@ class Reception:
         self.counters["lost"] += burst.buffer.lost
         self.counters["late"] += burst.buffer.late
         self.counters["duplicates"] += burst.buffer.duplicates
+        quickest = min(burst.transits, default=0.0)
+        self.estimator.learn([transit - quickest for transit in burst.transits])
         self._events.append(BurstEnded(burst))

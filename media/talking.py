@@ -7,14 +7,12 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 
-from media.codec import FRAME_SECONDS, RTP_CLOCK, OpusEncoder
+from media.codec import FRAME_SECONDS
+from media.codecs import OPUS, Codec
 from media.rtp import RtpPacket
 from media.srtp import GROUP, SrtpKey, SrtpSender
 
 __all__ = ["Talker"]
-
-#: units of the RTP clock in a frame
-_STEP = round(FRAME_SECONDS * RTP_CLOCK)
 
 
 class Talker:
@@ -32,6 +30,7 @@ class Talker:
         *,
         payload_type: int = 96,
         extension_id: int = 1,
+        codec: Codec = OPUS,
         bit_rate: int = 24000,
         timed_packets: int = 3,
         timed_interval: float = 0.5,
@@ -49,6 +48,8 @@ class Talker:
         self._send = send
         self._payload_type = payload_type
         self._extension_id = extension_id
+        self._codec = codec
+        self._step = codec.step
         self._bit_rate = bit_rate
         self._timed_packets = timed_packets
         self._timed_interval = timed_interval
@@ -76,7 +77,7 @@ class Talker:
         :attr:`stop`.
         """
         loop = asyncio.get_running_loop()
-        encoder = OpusEncoder(self._bit_rate)
+        encoder = self._codec.encoder(self._bit_rate)
         begin = loop.time()
         first = self._first_timestamp(begin)
         timed = 0.0
@@ -93,7 +94,7 @@ class Talker:
                 stated = self.frames < self._timed_packets or at - timed >= self._timed_interval - 1e-9
                 if stated:
                     timed = at
-                self._timestamp = first + self.frames * _STEP & 0xFFFFFFFF
+                self._timestamp = first + self.frames * self._step & 0xFFFFFFFF
                 self._timestamp_at = begin + at
                 self._packet(encoder.encode(pcm), marker=self.frames == 0, ntp=start + at if stated else None)
                 self.frames += 1
@@ -105,7 +106,7 @@ class Talker:
         the two bursts for one."""
         if self._timestamp_at is None:
             return self._timestamp
-        passed = max(2 * _STEP, round((now - self._timestamp_at) * RTP_CLOCK))
+        passed = max(2 * self._step, round((now - self._timestamp_at) * self._codec.clock_rate))
         return self._timestamp + passed & 0xFFFFFFFF
 
     def _packet(self, payload: bytes, *, marker: bool, ntp: float | None) -> None:

@@ -8,7 +8,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from media.jitter import Frame, JitterBuffer
+from media.jitter import DelayEstimator, Frame, JitterBuffer
 
 STEP = 960
 
@@ -100,3 +100,37 @@ def test_frames_come_out_once_in_order_and_memory_is_bounded(arrivals: list[tupl
     offsets = [f.offset for f in out]
     assert offsets == sorted(set(offsets))
     assert buffer.ended(1000.0) and buffer.next_timer() is None
+
+
+def test_the_delay_is_that_of_the_quickest_frame_when_the_first_one_was_held_up() -> None:
+    out, _ = run([(1.05, 0), *((1 + n * 0.02, n) for n in range(1, 20))], delay=0.06)
+    assert [f.payload for f in out] == [bytes([n]) for n in range(20)]
+    assert abs(out[0].due - 1.06) < 1e-9
+
+
+def test_late_frames_make_the_delay_grow_once_and_never_beyond_its_limit() -> None:
+    source = random.Random(2)
+    arrivals = [(1 + n * 0.02 + (source.random() * 0.12 if n else 0), n) for n in range(600)]
+    out, buffer = run(arrivals, until=30.0, delay=0.04, most=0.16)
+    assert 0.06 < buffer.grown <= 0.12
+    assert buffer.late < 12
+    early, late = [f.due - f.offset * 0.02 for f in (out[300], out[-1])]
+    assert abs(early - late) < 0.03, "it settles"
+
+
+def test_the_estimator_follows_what_was_heard_within_its_bounds() -> None:
+    estimator = DelayEstimator(0.06, least=0.04, most=0.2)
+    estimator.learn([0.0] * 5)
+    assert estimator.delay == 0.06, "too little to learn from"
+    estimator.learn([0.001 * (n % 5) for n in range(200)])
+    assert estimator.delay == 0.04
+    estimator.learn([0.001 * (n % 90) for n in range(900)])
+    assert abs(estimator.delay - 0.099) < 0.002
+    estimator.learn([0.5] * 100)
+    assert estimator.delay == 0.2
+
+
+def test_a_lost_frame_comes_with_the_one_after_it_when_that_is_there() -> None:
+    out, _ = run([(1 + n * 0.02, n) for n in range(20) if n not in (5, 9, 10)])
+    following = {f.offset: f.following for f in out if f.payload is None}
+    assert following == {5: bytes([6]), 9: None, 10: bytes([11])}
