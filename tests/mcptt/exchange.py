@@ -358,6 +358,8 @@ class Exchange:
         self.server.stack.add_listener(transport, *self.address)
         self.phones: list[Telephone] = []
         self.lose: Loss = lambda _message, _flow: False
+        #: what arrives in one instant is read before any of it is acted upon
+        self.together = False
         self.wire: list[tuple[float, Flow, Request | Response]] = []
         self._flying: list[tuple[float, int, Flow, bytes]] = []
         self._order = itertools.count()
@@ -407,6 +409,8 @@ class Exchange:
             self.now = max(self.now, min(due))
             while self._flying and self._flying[0][0] <= self.now:
                 self._deliver(heapq.heappop(self._flying))
+                if not self.together:
+                    self._settle()
             self.server.stack.handle_timer(self.now)
             self.server.handle_timer(self.now)
             for phone in self.phones:
@@ -428,7 +432,6 @@ class Exchange:
                 stack = phone.stack
         if stack is not None:
             stack.receive_octets(octets, flow, self.now)
-            self._settle()
 
     def _settle(self) -> None:
         ends: list[tuple[SipStack, Flow | None, Callable[[object, float], None]]] = [

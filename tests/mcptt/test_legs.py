@@ -231,6 +231,23 @@ def test_no_changed_message_ends_the_server_or_a_call() -> None:
     assert not [e for e in bob.told(Ended) if e.cause is Cause.TIMEOUT]
 
 
+@pytest.mark.parametrize("method", ["INVITE", "MESSAGE", "REGISTER"])
+def test_a_signature_that_cannot_be_read_is_400(method: str) -> None:
+    """Nothing below the server's own functions looks into it, and still the request has its answer."""
+    exchange, (alice, _), session = running("bob")
+    alice.credentials = None  # type: ignore[assignment]
+    broken = ("Authorization", 'Digest username="alice, realm=')
+    if method == "INVITE":
+        made = alice.call("bob", headers=[broken])
+        exchange.run()
+        assert alice.answer_to(made).status == 400
+    else:
+        sent = alice.request(alice.stack.compose(method, SERVICE, from_=f"<{alice.uri}>", headers=[broken]))
+        exchange.run()
+        assert alice.answer_to(sent).status == 400
+    assert session.established
+
+
 def test_a_package_that_the_server_does_not_take_gets_469_and_ends_nothing() -> None:
     exchange, (alice, _), session = running("bob")
     sent = session.send("INFO", headers=[("Info-Package", "weather")], now=exchange.now)

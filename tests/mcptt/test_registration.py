@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,3 +55,31 @@ async def test_a_renewal_that_fails_is_tried_again_soon_and_then_less_often() ->
 
 async def test_a_short_registration_is_never_renewed_later_than_when_all_is_well() -> None:
     assert max(await waits(12, 30, 12)) == 30 * RENEW_AT
+
+
+async def test_a_lost_connection_is_a_reason_to_register_at_once() -> None:
+    asked = asyncio.Event()
+
+    class Counting(Registration):
+        registered = 0
+
+        async def _register(self, expires: int) -> None:
+            self.registered += 1
+            asked.set()
+
+    client: Any = SimpleNamespace(
+        uri="sip:alice@mcx.example", settings=SimpleNamespace(expires=600), sleep=asyncio.sleep, emit=lambda *_, **__: None
+    )
+    registration = Counting(client)
+    registration.flow_lost()  # before there is a registration, there is none to renew
+    await asyncio.sleep(0)
+    assert registration.registered == 0
+    await registration.begin()
+    asked.clear()
+    registration.flow_lost()
+    await asyncio.wait_for(asked.wait(), 5.0)
+    assert registration.registered == 2
+    registration.stop()
+    registration.flow_lost()
+    await asyncio.sleep(0)
+    assert registration.registered == 2

@@ -14,7 +14,7 @@ from mcptt_sip.mcptt.regroup import AnswerCondition, RegroupSettings
 from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import Cause
 from mcptt_sip.session import Answered, Cancelled, Ended, InviteSession, Refused
-from tests.mcptt.exchange import DOMAIN, Exchange, Telephone, key_message, uri, warning_codes
+from tests.mcptt.exchange import Exchange, Telephone, key_message, uri, warning_codes
 
 GIVE_UP = 33.0  # seconds: a little more than 64*T1
 
@@ -209,6 +209,20 @@ def test_two_devices_that_answer_at_once_leave_one_leg() -> None:
     assert alice.contents_of(session).acknowledgements == (b"proof of bob",)
 
 
+def test_two_200s_that_are_read_together_leave_one_leg() -> None:
+    exchange = Exchange()
+    alice = exchange.phone("alice")
+    desk, belt = (exchange.phone("bob", device, script="ring") for device in ("desk", "belt"))
+    session = alice.call("bob")
+    exchange.run()
+    exchange.together = True
+    for phone in (desk, belt):
+        phone.respond(phone.invitations[0], "answer")
+    exchange.run()
+    assert alice.answer_to(session).status == 200
+    assert [bool(phone.told(Ended)) for phone in (desk, belt)] == [False, True]
+
+
 def test_one_devices_refusal_leaves_the_others_ringing_and_a_6xx_speaks_for_all() -> None:
     exchange, (alice, *_), session = talking("bob")
     desk, belt = exchange.phone("carol", "desk", (486, None)), exchange.phone("carol", "belt", "ring")
@@ -231,18 +245,22 @@ def test_a_device_whose_connection_is_gone_is_not_tried() -> None:
     refer = alice.refer(session, "carol")
     exchange.run()
     assert alice.fragments(refer)[-1].status == 200 and len(belt.invitations) == 1
+    exchange.hang_up_flow(belt)
+    assert uri("carol") not in exchange.server.participating._destinations, "nothing of it is kept"
 
 
-def test_a_user_in_the_call_at_one_device_initiates_from_the_other() -> None:
-    exchange, _, _ = talking("bob")
-    desk = exchange.phone("bob", "desk")
+@pytest.mark.parametrize("which", ["desk", "belt"])
+def test_a_call_is_with_the_device_that_makes_it(which: str) -> None:
+    """Its contact, its connection, and the CSK of its own registration."""
+    exchange = Exchange()
+    devices = {name: exchange.phone("bob", name) for name in ("desk", "belt")}
     exchange.phone("dave")
-    session = desk.call("dave")
+    session = devices[which].call("dave")
     exchange.run()
-    assert desk.answer_to(session).status == 200
-    call = exchange.calls[f"sip:tmp-bob0@{DOMAIN}"]
-    assert call.legs[uri("bob")].destination.client_id == "desk"
-    assert call.legs[uri("bob")].destination.csk.key_id == desk.csk.key_id
+    assert devices[which].answer_to(session).status == 200
+    mine = exchange.call.legs[uri("bob")].destination
+    assert (mine.client_id, mine.csk.key_id) == (which, devices[which].csk.key_id)
+    assert not devices["belt" if which == "desk" else "desk"].invitations
 
 
 # --- step 4: how to answer, and how urgent ---------------------------------------------------------------------
@@ -460,11 +478,17 @@ def test_a_lost_200_is_repeated_and_without_an_ack_nobody_stays_in_a_call() -> N
     exchange.lose = lambda message, flow: (
         isinstance(message, Request) and message.method == "ACK" and flow == alice.flow
     )
+    carol = exchange.phone("carol")
+    bob.script = "ring"
     session = alice.call("bob")
+    exchange.run()
+    alice.refer(session, "carol")
+    exchange.run()
+    bob.respond(bob.invitations[0], "answer")
     exchange.run(GIVE_UP + 2)
     sent = [m for _, f, m in exchange.wire if isinstance(m, Response) and m.status == 200
             and m.headers.cseq.method == "INVITE" and f.remote == alice.address]
-    assert len(sent) > 5 and session.ended and bob.told(Ended)
+    assert len(sent) > 5 and session.ended and bob.told(Ended) and carol.told(Ended)
     exchange.run(GIVE_UP)
     assert clean(exchange)
 
@@ -510,6 +534,19 @@ def test_a_cancel_that_crosses_the_members_200_ends_his_leg() -> None:
     exchange.run(GIVE_UP)
     assert bob.told(Ended) or bob.told(Cancelled)
     assert bob.invitations[0].ended and clean(exchange)
+
+
+def test_a_cancel_that_is_read_together_with_the_members_200_ends_everything() -> None:
+    exchange = Exchange()
+    alice = exchange.phone("alice")
+    bob = exchange.phone("bob", script="ring")
+    session = alice.call("bob")
+    exchange.run()
+    exchange.together = True
+    bob.respond(bob.invitations[0], "answer")
+    session.bye(exchange.now)
+    exchange.run(GIVE_UP)
+    assert bob.told(Ended) and not alice.told(Answered) and clean(exchange)
 
 
 def test_a_caller_who_never_acknowledges_the_183_gets_a_5xx_and_nothing_stays() -> None:
@@ -607,6 +644,11 @@ def test_a_refer_without_subscription_shows_its_outcome_in_the_conference_packag
     assert users[uri("carol")].status == "connected" and users[uri("carol")].acknowledgement
     assert users[uri("dave")].status == "disconnected" and "cause=486" in (users[uri("dave")].outcome or "")
     assert not any(user.acknowledgement for roster in bob.rosters(other) for user in roster.users)
+    fetches = {phone: phone.subscribe(alice.session_identity(session), expires=0) for phone in (alice, bob)}
+    exchange.run()
+    for phone, fetch in fetches.items():
+        proofs = [user.entity for user in phone.rosters(fetch)[0].users if user.acknowledgement]
+        assert proofs == ([uri("carol")] if phone is alice else []), "a proof is the initiator's business"
 
 
 BAD_REFERS: dict[str, tuple[int, dict[str, object]]] = {
@@ -632,6 +674,19 @@ def test_a_bad_refer_has_its_status_and_the_next_one_works(name: str) -> None:
     good = alice.refer(session, "carol")
     exchange.run()
     assert alice.fragments(good)[-1].status == 200
+
+
+def test_a_refer_in_the_dialog_of_another_call_is_refused() -> None:
+    """Alice leads two calls; what comes in the dialog of one is not about the other."""
+    exchange, (alice, *_), session = talking("bob")
+    carol, dave = exchange.phone("carol"), exchange.phone("dave")
+    other = alice.call("dave")
+    exchange.run()
+    assert other.dialog is not None and dave.invitations
+    other.dialog.remote_target = alice.session_identity(session)
+    sent = other.send("REFER", headers=[("Refer-To", f"<{carol.uri};method=INVITE>")], now=exchange.now)
+    exchange.run()
+    assert (alice.answer_to(sent).status, carol.invitations) == (403, [])
 
 
 @pytest.mark.parametrize("status", [481, 489, 500, 404])

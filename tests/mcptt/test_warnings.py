@@ -10,7 +10,7 @@ import pytest
 
 from mcptt_sip.body import Part
 from mcptt_sip.mcptt import documents
-from mcptt_sip.mcptt.contents import FEATURE_TAGS, read_contents
+from mcptt_sip.mcptt.contents import ACCEPT_CONTACT, FEATURE_TAGS, read_contents
 from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.keying import MIKEY
 from mcptt_sip.mcptt.policy import WARNINGS, warning_text
@@ -156,10 +156,16 @@ CASES: dict[str, tuple[int, int, Callable[[], Response]]] = {
     "an emergency without the right": (100, 403, response(emergency=True)),
     "imminent peril without the right": (100, 403, response(imminent_peril=True)),
     "no feature tags": (100, 403, response(leave_out=["Accept-Contact"])),
+    "feature tags without a must": (
+        100, 403, response(headers=[(name, str(value).replace(";require;explicit", ""))
+                                    for name, value in ACCEPT_CONTACT]),
+    ),
     "another session type": (100, 403, response(session_type="private")),
     "affiliations of the caller": (102, 486, response({"alice": {"max_affiliations": 0}})),
     "affiliations of the called user": (102, 486, busy_user("bob", max_affiliations=1)),
     "calls of the caller": (103, 486, busy_user("alice", max_simultaneous_calls=1)),
+    "calls of the called user, by REFER": (103, 486, lambda: added_while_busy("max_simultaneous_calls")),
+    "affiliations of the called user, by REFER": (102, 486, lambda: added_while_busy("max_affiliations")),
     "calls of the called user": (103, 486, busy_user("bob", max_simultaneous_calls=1)),
     "no private calls": (107, 403, response({"alice": {"allow_private_call": False}})),
     "no private calls, by REFER": (107, 403, lambda: right_withdrawn()),
@@ -219,6 +225,18 @@ CASES: dict[str, tuple[int, int, Callable[[], Response]]] = {
     "not the initiator's to remove": (190, 403, by_bob("BYE")),
     "another dialog": (190, 403, added(dialog="x;local-tag=1;remote-tag=2")),
 }
+
+
+def added_while_busy(limit: str) -> Response:
+    """Carol may be in one call, and is."""
+    exchange = Exchange(users={"carol": {limit: 1}})
+    alice, *_ = exchange.phones_of("alice", "bob", "carol", "dave")
+    exchange.phones[3].call("carol")
+    session = alice.call("bob")
+    exchange.run()
+    refer = alice.refer(session, "carol")
+    exchange.run()
+    return alice.answer_to(refer)
 
 
 def unregistered_caller() -> Response:
