@@ -155,9 +155,10 @@ class ServerSession(InviteSession):
         else:
             super().receive_cancel(transaction, now)
 
-    def transport_failed(self, now: float) -> None:
-        """The final response could not be sent anywhere."""
-        self._step(Happens.LOST, Farewell(cause=Cause.TRANSPORT), now)
+    def transport_failed(self, transaction: Any, now: float) -> None:
+        """A response to the INVITE could not be sent anywhere."""
+        if transaction is self._transaction:
+            self._step(Happens.LOST, Farewell(cause=Cause.TRANSPORT), now)
 
     # --- inside
 

@@ -4,19 +4,18 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
 
+from mcptt_sip.deadlines import Deadlines, Timed
 from mcptt_sip.field_lines import Headers
 from mcptt_sip.flow import Flow
 from mcptt_sip.grammar import format_host
 from mcptt_sip.headers import NameAddr, Via
 from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import Cause, Outgoing
-from mcptt_sip.services import StackSettings, Timed, TransactionUser
+from mcptt_sip.services import StackSettings, TransactionUser
 from mcptt_sip.transaction import (
     BRANCH_COOKIE,
     InviteClientTransaction,
@@ -42,15 +41,36 @@ log = logging.getLogger(__name__)
 _WITH_CONTACT = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY", "UPDATE", "REGISTER"})
 
 
-class ClientRecord:
+class _Record:
+    """What both kinds are to the clock."""
+
+    __slots__ = ()
+    layer: TransactionLayer
+    machine: Any
+
+    def next_timer(self) -> float | None:
+        """The machine's next deadline."""
+        due: float | None = self.machine.next_timer()
+        return due
+
+    def handle_timer(self, now: float) -> None:
+        """The machine's deadline has come."""
+        self.machine.handle_timer(now)
+        self.layer._drive(self, now)  # type: ignore[arg-type]
+
+
+class ClientRecord(_Record):
     """A client transaction: its machine, its user, the flow it goes over. `acks` are those of a 2xx by To tag."""
 
     __slots__ = (
-        "acks", "avoid", "fallback", "flow", "key", "machine", "more", "place", "request", "scheduled", "target",
-        "user",
+        "acks", "avoid", "fallback", "flow", "key", "layer", "machine", "more", "place", "request", "scheduled",
+        "target", "user",
     )  # fmt: skip
 
-    def __init__(self, request: Request, user: TransactionUser, flow: Flow | None, target: str | None) -> None:
+    def __init__(
+        self, layer: TransactionLayer, request: Request, user: TransactionUser, flow: Flow | None, target: str | None
+    ) -> None:
+        self.layer = layer
         self.request = request
         self.user = user
         self.flow = flow
@@ -59,18 +79,19 @@ class ClientRecord:
         self.key = client_key(request)
         self.machine: InviteClientTransaction | NonInviteClientTransaction
         self.acks: dict[str, Outgoing] = {}
-        self.scheduled: float | None = None
+        self.scheduled: list[Any] | None = None
         self.avoid: frozenset[object] = frozenset()
         self.place: object = None  # the server of the target that the edge chose, and whether there are others
         self.more = False
 
 
-class ServerRecord:
+class ServerRecord(_Record):
     """A server transaction, and the flow that its request came on. `session` is the call it began, if any."""
 
-    __slots__ = ("final", "flow", "key", "machine", "merge", "request", "scheduled", "session")
+    __slots__ = ("final", "flow", "key", "layer", "machine", "merge", "request", "scheduled", "session")
 
-    def __init__(self, request: Request, flow: Flow, key: ServerKey) -> None:
+    def __init__(self, layer: TransactionLayer, request: Request, flow: Flow, key: ServerKey) -> None:
+        self.layer = layer
         self.request = request
         self.flow = flow
         self.key = key
@@ -78,7 +99,7 @@ class ServerRecord:
         self.merge: tuple[str, str, int, str] | None = None
         self.session: Any = None
         self.final = False
-        self.scheduled: float | None = None
+        self.scheduled: list[Any] | None = None
 
 
 class _Nobody:
@@ -89,6 +110,24 @@ class _Nobody:
 
     def on_failure(self, transaction: Any, cause: Cause, now: float) -> None:
         pass
+
+
+class _Orphan:
+    """A client transaction whose user is gone, with the end of its time."""
+
+    __slots__ = ("_at", "_layer", "_record", "scheduled")
+
+    def __init__(self, layer: TransactionLayer, record: ClientRecord, at: float) -> None:
+        self._layer, self._record = layer, record
+        self._at: float | None = at
+        self.scheduled: list[Any] | None = None
+
+    def next_timer(self) -> float | None:
+        return self._at
+
+    def handle_timer(self, now: float) -> None:
+        self._at = None
+        self._layer._forget(self._record)
 
 
 class TransactionLayer:
@@ -102,8 +141,7 @@ class TransactionLayer:
         self._merges: dict[tuple[str, str, int, str], ServerRecord] = {}
         self._listeners: dict[str, tuple[str, int]] = {}
         self._out: list[Outgoing] = []
-        self._heap: list[tuple[float, int, Any]] = []
-        self._numbers = itertools.count()
+        self._deadlines = Deadlines()
 
     # --- for the edge ---------------------------------------------------------------------------------
 
@@ -129,17 +167,18 @@ class TransactionLayer:
 
         `place` is the server it leads to, in any form that compares; `more`: others could be tried after it.
         """
-        message = outgoing.message
-        assert isinstance(message, Request)
-        self._address(message, flow)
         outgoing.flow = flow
+        message = outgoing.message
+        if isinstance(message, Response):
+            return outgoing.octets
+        self._address(message, flow)
         outgoing._octets = bytes(message)
         record = outgoing.transaction
         if isinstance(record, ClientRecord):
             record.flow = flow
             record.place, record.more = place, more
             record.machine.bind(flow.reliable, now)
-            self.watch(record_timer(record, self))
+            self.watch(record)
         return outgoing.octets
 
     def send_failed(self, outgoing: Outgoing, now: float) -> None:
@@ -150,36 +189,27 @@ class TransactionLayer:
             flow, outgoing.fallback = outgoing.fallback, None
             self.bind(outgoing, flow, now)
             self._out.append(outgoing)
+        elif isinstance(record, ServerRecord) and outgoing.flow is not None and outgoing.flow.reliable:
+            # 18.2.2: the connection is gone; another is opened to where the request said it came from
+            outgoing.flow, outgoing.target = None, _via_target(record.request)
+            self._out.append(outgoing)
         elif record is not None:
             record.machine.transport_failed(now)
             self._drive(record, now)
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is due; it may be earlier than needed."""
-        while self._heap and self._heap[0][2].scheduled != self._heap[0][0]:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        return self._deadlines.next()
 
     def handle_timer(self, now: float) -> None:
         """Everything that is due by `now`."""
-        while self._heap and self._heap[0][0] <= now:
-            due, _, timed = heapq.heappop(self._heap)
-            if timed.scheduled != due:
-                continue
-            timed.scheduled = None
-            real = timed.next_timer()
-            if real is not None and real <= now:
-                timed.handle_timer(now)
-            self.watch(timed)
+        self._deadlines.fire(now)
 
     # --- what sessions and subscriptions need ---------------------------------------------------------
 
     def watch(self, timed: Timed) -> None:
         """The deadline of `timed` may have changed."""
-        due = timed.next_timer()
-        if due is not None and (timed.scheduled is None or due < timed.scheduled):
-            timed.scheduled = due
-            heapq.heappush(self._heap, (due, next(self._numbers), timed))
+        self._deadlines.watch(timed)
 
     def tag(self) -> str:
         """A fresh tag."""
@@ -217,7 +247,7 @@ class TransactionLayer:
         else:
             request.headers.remove("via")
             request.headers.add_first("Via", f"SIP/2.0/UDP 0.0.0.0;branch={self._branch()}")
-        record = ClientRecord(request, user, flow, target)
+        record = ClientRecord(self, request, user, flow, target)
         record.fallback = fallback
         record.avoid = avoid
         reliable = None if flow is None else flow.reliable
@@ -233,7 +263,7 @@ class TransactionLayer:
     def start_cancel(self, transaction: Any, request: Request, now: float) -> None:
         """Send the CANCEL of an INVITE transaction where that went, in a transaction of its own."""
         flow = transaction.flow
-        record = ClientRecord(request, _Nobody(), flow, transaction.target)
+        record = ClientRecord(self, request, _Nobody(), flow, transaction.target)
         record.machine = NonInviteClientTransaction(
             request, reliable=None if flow is None else flow.reliable, now=now, timers=self.settings.timers
         )
@@ -243,6 +273,10 @@ class TransactionLayer:
     def destroy(self, transaction: Any) -> None:
         """Forget a client transaction that nobody waits for any more (9.1)."""
         self._forget(transaction)
+
+    def destroy_later(self, transaction: Any, now: float) -> None:
+        """See `mcptt_sip.services.Services`."""
+        self.watch(_Orphan(self, transaction, now + self.settings.timers.give_up))
 
     def send_alone(self, request: Request, now: float, *, flow: Flow | None, target: str | None) -> Outgoing:
         """Send a request without a transaction: the ACK of a 2xx. What it gives can be sent again."""
@@ -282,7 +316,7 @@ class TransactionLayer:
         return key, self._servers.get(key)
 
     def _new_server(self, request: Request, flow: Flow, key: ServerKey, now: float) -> ServerRecord:
-        record = ServerRecord(request, flow, key)
+        record = ServerRecord(self, request, flow, key)
         timers = self.settings.timers
         if request.method == "INVITE":
             def trying() -> Outgoing:
@@ -297,7 +331,7 @@ class TransactionLayer:
         if headers.to.tag is None and request.method != "CANCEL":
             record.merge = (headers.call_id, headers.from_.tag or "", headers.cseq.number, request.method)
             self._merges.setdefault(record.merge, record)
-        self.watch(record_timer(record, self))
+        self.watch(record)
         return record
 
     # --- the machines ---------------------------------------------------------------------------------
@@ -318,13 +352,13 @@ class TransactionLayer:
         if record.machine.terminated:
             self._forget(record)
         else:
-            self.watch(record_timer(record, self))
+            self.watch(record)
 
     def _failed(self, record: ClientRecord | ServerRecord, cause: Cause, now: float) -> None:
         if isinstance(record, ClientRecord):
             record.user.on_failure(record, cause, now)
         elif record.session is not None and cause is Cause.TRANSPORT and record.request.method == "INVITE":
-            record.session.transport_failed(now)
+            record.session.transport_failed(record, now)
 
     def _put(self, record: ClientRecord | ServerRecord, message: Any) -> None:
         if isinstance(message, Outgoing):
@@ -337,6 +371,7 @@ class TransactionLayer:
             self._out.append(outgoing)
 
     def _forget(self, record: ClientRecord | ServerRecord) -> None:
+        self._deadlines.drop(record)
         if isinstance(record, ClientRecord):
             if self._clients.get(record.key) is record:
                 del self._clients[record.key]
@@ -378,36 +413,6 @@ class TransactionLayer:
             headers.add("User-Agent", self.settings.user_agent)
 
 
-class _RecordTimer:
-    """A machine's deadline with what its events mean to the layer."""
-
-    __slots__ = ("layer", "record")
-
-    def __init__(self, record: ClientRecord | ServerRecord, layer: TransactionLayer) -> None:
-        self.record = record
-        self.layer = layer
-
-    @property
-    def scheduled(self) -> float | None:
-        return self.record.scheduled
-
-    @scheduled.setter
-    def scheduled(self, value: float | None) -> None:
-        self.record.scheduled = value
-
-    def next_timer(self) -> float | None:
-        return self.record.machine.next_timer()
-
-    def handle_timer(self, now: float) -> None:
-        self.record.machine.handle_timer(now)
-        self.layer._drive(self.record, now)
-
-
-def record_timer(record: ClientRecord | ServerRecord, layer: TransactionLayer) -> Timed:
-    """What the layer's clock watches for a record."""
-    return _RecordTimer(record, layer)
-
-
 def make_ack(request: Request, response: Response) -> Request:
     """The ACK of a 300-699 (17.1.1.3): inside the INVITE's transaction, with its top Via."""
     ack = Request("ACK", request.uri, Headers())
@@ -441,6 +446,14 @@ def stamp_source(request: Request, flow: Flow) -> None:
         changed = changed.with_param("received", format_host(host))
     if changed is not via:
         request.headers.replace_first("via", changed)
+
+
+def _via_target(request: Request) -> str:
+    """Where a response goes when its connection is gone (18.2.2): received, or sent-by, with the port of sent-by."""
+    via = request.headers.top_via
+    port = "" if via.port is None else f":{via.port}"
+    transport = "ws" if via.transport == "WSS" else via.transport.lower()
+    return f"sip:{format_host(via.received or via.host)}{port};transport={transport}"
 
 
 def _way_back(record: ServerRecord) -> Flow:

@@ -9,12 +9,13 @@ from enum import Enum
 from typing import Any, Protocol
 
 from mcptt_sip.auth import DigestCredentials
+from mcptt_sip.deadlines import Timed
 from mcptt_sip.dialog import Dialog
 from mcptt_sip.flow import Flow
 from mcptt_sip.message import Limits, Request, Response
 from mcptt_sip.transaction import Timers
 
-__all__ = ["Cause", "Services", "StackSettings", "Timed", "TransactionUser"]
+__all__ = ["Cause", "Services", "StackSettings", "TransactionUser"]
 
 
 class Cause(Enum):
@@ -81,20 +82,6 @@ class StackSettings:
     max_queued_notifies: int = 64
 
 
-class Timed(Protocol):
-    """Anything with a deadline. `scheduled` belongs to the stack."""
-
-    scheduled: float | None
-
-    def next_timer(self) -> float | None:
-        """The next deadline."""
-        ...
-
-    def handle_timer(self, now: float) -> None:
-        """The deadline has come."""
-        ...
-
-
 class TransactionUser(Protocol):
     """Who started a client transaction."""
 
@@ -133,6 +120,10 @@ class Services(Protocol):
     ) -> Any:
         """A client transaction for `request`, which gets its Via here; not to the places in `avoid`. Its ``more``
         tells whether there are other places to try than its ``place``."""
+        ...
+
+    def destroy_later(self, transaction: Any, now: float) -> None:
+        """Forget a client transaction 64*T1 from now, answered or not: nobody waits for it any more."""
         ...
 
     def send_alone(self, request: Request, now: float, *, flow: Flow | None, target: str | None) -> Any:

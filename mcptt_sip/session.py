@@ -122,7 +122,7 @@ class InviteSession:
         self.pending_invite: Any = None
         #: an UPDATE of the peer that awaits its answer
         self.pending_offer: Any = None
-        self.scheduled: float | None = None
+        self.scheduled: list[Any] | None = None
         self._due: dict[Due, float] = {}
         self._timer: SessionTimer | None = None
         self._unacknowledged: Unacknowledged | None = None
@@ -328,6 +328,9 @@ class InviteSession:
             self.pending_invite = None
             self._services.answer(transaction, transaction.request.response(487), now)
 
+    def transport_failed(self, transaction: Any, now: float) -> None:
+        """A response could not be sent anywhere. That to a re-INVITE is repeated, and missed when no ACK comes."""
+
     def flow_lost(self, now: float) -> None:
         """The connection of the dialog is gone: `Ended` with FLOW_LOST."""
         self._step(Happens.LOST, Farewell(cause=Cause.FLOW_LOST), now)
@@ -434,6 +437,8 @@ class InviteSession:
         return refreshing
 
     def _start_session_timer(self, timer: SessionTimer | None, now: float) -> None:
+        if self.ended:  # the answer to a refresh was overtaken by a BYE
+            return
         self._timer = timer
         self._stop(Due.REFRESH, Due.EXPIRE)
         if timer is not None:
@@ -495,7 +500,7 @@ class InviteSession:
         self.state, action = row
         action(self, argument, now)
         if self.state is SessionState.ENDED:
-            self._release()
+            self._release(now)
 
     # --- actions of the common rows
 
@@ -545,9 +550,14 @@ class InviteSession:
         """A re-INVITE's 2xx found no ACK: the session ends (14.2)."""
         self._send_bye(farewell, now)
 
-    def _release(self) -> None:
+    def _release(self, now: float) -> None:
         """Let go of the dialogs."""
+        if isinstance(self.pending_invite, ClientRequest):
+            # a peer that said no more than 100 may never say anything else
+            self._services.destroy_later(self.pending_invite.transaction, now)
+        self._refuse_pending(now)
         self._due.clear()
+        self._services.watch(self)
         self._unacknowledged = None
         self._sdp = None
         for dialog in {id(d): d for d in (self.dialog, *self.dialogs.values()) if d is not None}.values():

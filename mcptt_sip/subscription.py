@@ -108,7 +108,7 @@ class _Usage:
         self.id = event_id
         self.dialog: Dialog | None = None
         self.context: Any = None
-        self.scheduled: float | None = None
+        self.scheduled: list[Any] | None = None
         self._due: dict[str, float] = {}
 
     def next_timer(self) -> float | None:
@@ -133,6 +133,7 @@ class _Usage:
 
     def _leave(self) -> None:
         self._due.clear()
+        self._services.watch(self)
         if self.dialog is not None:
             self.dialog.subscriptions = tuple(u for u in self.dialog.subscriptions if u is not self)
             self._services.drop_dialog(self.dialog)
