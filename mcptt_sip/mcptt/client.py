@@ -53,7 +53,7 @@ from mcptt_sip.session import (
     Progressed,
     Refused,
 )
-from mcptt_sip.stack import SipStack, StackSettings
+from mcptt_sip.stack import FlowLost, SipStack, StackSettings
 from mcptt_sip.subscription import Notified, Subscription, SubscriptionEnded
 from mcptt_sip.trace import TraceSink
 from mcptt_sip.transport import TransportSettings
@@ -352,16 +352,21 @@ class McpttClient(ClientRequests):
         contacts = invitation.session.request.headers.contact
         regroup.session_identity = str(contacts[0].uri) if contacts else None
         invitation.session.context = regroup
-        regroup.install(invitation.opened.key, invitation.opened.timestamp)
-        theirs = GroupMediaDescription.decode(invitation.contents.sdp)
-        media.connect(theirs.audio, theirs.floor)
-        parts = [Part("application/sdp", self.describe(media).encode())]
-        if invitation.terms.acknowledgement != "none":
-            parts.append(Part(ACKNOWLEDGEMENT, regroup.acknowledgement(invitation.opened)))
-        content_type, body = build_multipart(parts, self.token)
-        invitation.session.accept(
-            headers=[("Recv-Info", INFO_PACKAGE)], body=body, content_type=content_type, now=self.now()
-        )
+        try:
+            regroup.install(invitation.opened.key, invitation.opened.timestamp)
+            theirs = GroupMediaDescription.decode(invitation.contents.sdp)
+            media.connect(theirs.audio, theirs.floor)
+            parts = [Part("application/sdp", self.describe(media).encode())]
+            if invitation.terms.acknowledgement != "none":
+                parts.append(Part(ACKNOWLEDGEMENT, regroup.acknowledgement(invitation.opened)))
+            content_type, body = build_multipart(parts, self.token)
+            invitation.session.accept(
+                headers=[("Recv-Info", INFO_PACKAGE)], body=body, content_type=content_type, now=self.now()
+            )
+        except SipError:
+            # the caller has given up while this user thought about it, or the key has come to its end
+            await regroup.leave()
+            raise
         self.transmit()
         regroup.emit("joined", user=invitation.initiator)
         return regroup
@@ -419,6 +424,8 @@ class McpttClient(ClientRequests):
                 self.notified(event)
             case SubscriptionEnded(subscription, ended, _) if isinstance(subscription, Subscription):
                 self.unsubscribed(subscription, ended)
+            case FlowLost():
+                self.registration.flow_lost()
             case _:
                 log.debug("user=%s event %s", self.uri, type(event).__name__)
 

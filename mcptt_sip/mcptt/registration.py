@@ -38,6 +38,12 @@ class Registration:
         await self._register(self._client.settings.expires)
         self._renewal = asyncio.ensure_future(self._keep())
 
+    def flow_lost(self) -> None:
+        """A connection to the server is gone, and with it, perhaps, the way to this client: it registers anew."""
+        if self._renewal is not None and not self._renewal.cancelled():
+            self._renewal.cancel()
+            self._renewal = asyncio.ensure_future(self._keep(0.0))
+
     def stop(self) -> None:
         """No more renewals."""
         if self._renewal is not None:
@@ -78,9 +84,9 @@ class Registration:
             raise RegistrationFailed(f"REGISTER of {client.uri} failed: {outcome}", response)
         client.emit("registered" if expires else "unregistered", user=client.uri)
 
-    async def _keep(self) -> None:
+    async def _keep(self, wait: float | None = None) -> None:
         expires = self._client.settings.expires
-        wait, retry = expires * RENEW_AT, RETRY_AFTER
+        wait, retry = expires * RENEW_AT if wait is None else wait, RETRY_AFTER
         while True:
             await self._client.sleep(wait)
             try:

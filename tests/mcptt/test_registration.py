@@ -68,7 +68,8 @@ async def test_a_lost_connection_is_a_reason_to_register_at_once() -> None:
             asked.set()
 
     client: Any = SimpleNamespace(
-        uri="sip:alice@mcx.example", settings=SimpleNamespace(expires=600), sleep=asyncio.sleep, emit=lambda *_, **__: None
+        uri="sip:alice@mcx.example", settings=SimpleNamespace(expires=600), sleep=asyncio.sleep,
+        emit=lambda *_, **__: None,
     )
     registration = Counting(client)
     registration.flow_lost()  # before there is a registration, there is none to renew

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
+from mcptt_sip.errors import SipError
 from mcptt_sip.mcptt.call import CallSettings, Regroup
 from mcptt_sip.mcptt.callerrors import AddFailed, RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
 from mcptt_sip.mcptt.contents import SipFragment
 from mcptt_sip.mcptt.distribution import Sealing
 from mcptt_sip.mcptt.initiated import InitiatedRegroup
+from mcptt_sip.mcptt.invitation import Invitation
+from mcptt_sip.trace import Direction, MessageRecord
 from mikey import OpenedKey
-from tests.security.town import town, uri
+from tests.security.town import PATIENCE, town, uri
 
 pytestmark = pytest.mark.network
 
@@ -150,3 +153,32 @@ async def test_a_key_message_before_there_is_a_dialog_goes_nowhere_and_fails_not
         assert await alice.client.send_in(regroup, "MESSAGE", "text/plain", b"") is None
         with pytest.raises(RegroupFailed):  # bob is not there
             await calling
+
+
+async def test_who_accepts_after_the_caller_gave_up_is_in_no_call() -> None:
+    async with town() as here:
+        (alice,) = await here.phones("alice")
+        cancelled = asyncio.Event()
+
+        def watch(record: MessageRecord) -> None:
+            if record.direction is Direction.SENT and record.octets.startswith(b"SIP/2.0 487"):
+                cancelled.set()
+
+        bob = await here.phone("bob", trace=watch)
+        asked: asyncio.Queue[Invitation] = asyncio.Queue()
+
+        async def thinking(invitation: Invitation) -> None:
+            invitation.ring()
+            await asked.put(invitation)
+
+        bob.client.on_regroup(thinking)
+        regroup = await alice.client.prepare_regroup()
+        calling = asyncio.ensure_future(alice.client.establish(regroup, uri("bob")))
+        invitation = await asyncio.wait_for(asked.get(), PATIENCE)
+        await regroup.abandon()
+        with pytest.raises((RegroupFailed, asyncio.CancelledError)):
+            await calling
+        await asyncio.wait_for(cancelled.wait(), PATIENCE)
+        with pytest.raises(SipError):
+            await invitation.accept()
+        assert not bob.client.calls and not bob.seen("joined")
