@@ -9,6 +9,7 @@ the two differ (n <= r < p, about 2**-128) the literal equation decides.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 from collections import OrderedDict
@@ -230,7 +231,8 @@ class SignerCache:
         """The key of a signer whose HS is `h` (a hash over KPAK, identity and PVT)."""
         key = self._keys.get(h)
         if key is not None:
-            self._keys.move_to_end(h)
+            with contextlib.suppress(KeyError):  # another thread has just dropped it
+                self._keys.move_to_end(h)
         return key
 
     def put(self, h: bytes, key: ec.EllipticCurvePublicKey) -> None:

@@ -9,6 +9,7 @@ named switches of `decapsulate`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 from collections import OrderedDict
@@ -52,7 +53,8 @@ def public_table(z: bytes) -> FixedBase:
         while len(_public) > MAX_PUBLIC_TABLES:
             _public.popitem(last=False)
     else:
-        _public.move_to_end(z)
+        with contextlib.suppress(KeyError):  # another thread has just dropped it
+            _public.move_to_end(z)
     return table
 
 
