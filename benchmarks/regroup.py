@@ -52,6 +52,12 @@ def phone(number: int) -> str:
     return f"sip:phone{number}@{DOMAIN}"
 
 
+def cpu(pid: int) -> float:
+    """Seconds of processor time that a process has used (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass
 class Bench:
     """Everything that runs, and the initiator."""
@@ -62,6 +68,7 @@ class Bench:
     proxy: str
     server: Process
     keyring: Keyring
+    crowd: Process | None = None
     octets: int = 0
     keyed_at: dict[str, float] = field(default_factory=dict)
     granted_at: float = 0.0
@@ -121,6 +128,9 @@ async def set_up(bench: Bench, client: McpttClient, numbers: Sequence[int]) -> t
     bench.keyed_at.clear()
     bench.octets, bench.granted_at = 0, 0.0
     before = resident(bench.server.pid)
+    assert bench.crowd is not None
+    pids = {"initiator": os.getpid(), "server": bench.server.pid, "phones": bench.crowd.pid}
+    used = {name: cpu(pid) for name, pid in pids.items()}
     began = time.perf_counter()
     call = await client.start_regroup(phone(numbers[0]))
     adds = [asyncio.ensure_future(call.add(phone(number))) for number in numbers[1:]]
@@ -134,6 +144,7 @@ async def set_up(bench: Bench, client: McpttClient, numbers: Sequence[int]) -> t
         "members": len(numbers), "seconds": ended - began, "octets": bench.octets,
         "first accept to floor": bench.granted_at - first,
         "per second": (len(numbers) - 1) / (ended - first) if len(numbers) > 1 else math.nan,
+        "cpu": {name: (cpu(pid) - used[name]) / len(numbers) for name, pid in pids.items()},
         "server octets per member": max(0, resident(bench.server.pid) - before) / len(numbers),
     }
 
@@ -226,7 +237,7 @@ async def measure(sizes: Sequence[int], adds: int, folder: Path) -> dict[str, An
     keyring.add_key_set(kms.issue(ALICE, time.time()))
     bench = Bench(kms, folder, url, f"sip:{proxy.removeprefix('tcp:')};transport=tcp", server, keyring)
     print(f"starting {highest} phones", file=sys.stderr, flush=True)
-    phones = await bench.phones("phones", 1, highest)
+    bench.crowd = phones = await bench.phones("phones", 1, highest)
     client = await bench.initiator()
     results: dict[str, Any] = {"sizes": [], "pw_ms": yardstick() * 1e3}
     try:
@@ -292,11 +303,12 @@ def judge(results: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
 def show(results: dict[str, Any]) -> None:
     print(f"PW {results['pw_ms']:.3f} ms\n")
     print(f"{'members':>8} {'seconds':>8} {'users/s':>8} {'kB':>8} {'to floor ms':>12} {'kB/member':>10} "
-          f"{'rekeyed s':>10} {'in force s':>11}")  # fmt: skip
+          f"{'rekeyed s':>10} {'in force s':>11}   ms of CPU each: initiator, server, phones")  # fmt: skip
     for row in results["sizes"]:
         print(f"{row['members']:8} {row['seconds']:8.2f} {row['per second']:8.0f} {row['octets'] / 1e3:8.0f} "
               f"{row['first accept to floor'] * 1e3:12.1f} {row['server octets per member'] / 1e3:10.0f} "
-              f"{row['removal']['all keyed']:10.2f} {row['removal']['in force']:11.2f}")  # fmt: skip
+              f"{row['removal']['all keyed']:10.2f} {row['removal']['in force']:11.2f}   "
+              + ", ".join(f"{seconds * 1e3:.1f}" for seconds in row["cpu"].values()))  # fmt: skip
     print()
     for what, measured, aim, met in judge(results):
         print(f"{what:52} {measured:>10}   aim {aim:>7}   {'met' if met else 'not met'}")

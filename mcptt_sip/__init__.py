@@ -2,7 +2,8 @@
 """SIP for mission-critical voice: a SIP stack, and the MCPTT server and client on it.
 
 Ordinary SIP: :class:`UserAgent` for applications on asyncio, :class:`SipStack` for those with a loop of their own,
-:mod:`mcptt_sip.testing` for their tests. Temporary group calls: :class:`McpttClient` and :class:`McpttServer`.
+:mod:`mcptt_sip.testing` for their tests. Temporary group calls: :func:`login` (a :class:`McpttClient`) and
+:class:`McpttServer`.
 Everything below is loaded when it is first used.
 """
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mcptt_sip.errors import Unreachable as Unreachable
     from mcptt_sip.flow import Flow as Flow
     from mcptt_sip.headers import NameAddr as NameAddr
+    from mcptt_sip.mcptt.account import login as login
     from mcptt_sip.mcptt.client import McpttClient as McpttClient
     from mcptt_sip.mcptt.server import McpttServer as McpttServer
     from mcptt_sip.message import MessageFramer as MessageFramer
@@ -82,6 +84,7 @@ _HOME = {
     "Unreachable": "errors",
     "UserAgent": "useragent",
     "client_context": "tls",
+    "login": "mcptt.account",
     "parse": "message",
 }
 

@@ -48,10 +48,11 @@ def test_every_python_snippet_runs(number: int) -> None:
 
 
 def test_every_command_that_the_readme_names_exists() -> None:
+    from typer.main import get_command
+
     from mcptt_sip.ops.cli import app
 
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    known |= {group.name for group in app.registered_groups if group.name}
+    known = set(get_command(app).commands)  # type: ignore[attr-defined]
     named = set(re.findall(r"^\| `mcptt (\w+)", README, re.MULTILINE))
     assert named and named <= known
     assert known <= named, f"the README does not tell of {sorted(known - named)}"

@@ -3,7 +3,7 @@
 
 ::
 
-    async with McpttClient.login("sip:alice@mcx.example", ...) as alice:
+    async with login("sip:alice@mcx.example", ...) as alice:
         regroup = await alice.regroup(["sip:bob@mcx.example"])
         await regroup.add("sip:carol@mcx.example")
 """
@@ -14,8 +14,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +92,7 @@ MediaTrace = Callable[[str, bool, tuple[str, int], tuple[str, int], bytes, float
 
 
 class McpttClient(ClientRequests):
-    """One user's client. See :meth:`login`.
+    """One user's client; :func:`~mcptt_sip.mcptt.account.login` makes one with its keys.
 
     :param keyring: the user's validated key sets and the KMS certificates that he trusts
     :param replay: remembers accepted I_MESSAGEs, in one transaction with their keys
@@ -157,19 +156,6 @@ class McpttClient(ClientRequests):
         self.registration = Registration(self)
 
     # --- life -----------------------------------------------------------------------------------------
-
-    @classmethod
-    @asynccontextmanager
-    async def login(
-        cls, uri: str, settings: ClientSettings, **parts: Any
-    ) -> AsyncIterator[McpttClient]:
-        """A registered client for the length of the block; it ends its calls and unregisters at the end."""
-        client = cls(uri, settings, **parts)
-        await client.start()
-        try:
-            yield client
-        finally:
-            await client.aclose()
 
     async def start(self) -> None:
         """Binds, connects to the server, registers. Raises :class:`RegistrationFailed`."""

@@ -25,12 +25,12 @@ from mcptt_sip.mcptt.directing import DirectedRegroup
 from mcptt_sip.mcptt.distribution import DistributionSettings
 from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from mcptt_sip.mcptt.invitation import Invitation
+from mcptt_sip.mcptt.userkeys import KeySource, held_keys
 from mcptt_sip.ops.capture import Capture
 from mcptt_sip.ops.eavesdrop import KeyFile, Mirror, Tap
 from mcptt_sip.ops.programs import PASSED, StopSignals, emit, host_and_port, listener
 from mcptt_sip.ops.store import JournalFolder
 from mcptt_sip.ops.tracing import CaptureTap
-from mcptt_sip.ops.userkeys import KeySource, held_keys
 from media.errors import MediaError
 from mikey import Keyring, MikeyError, ReplayCache, TransportKey
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from mcptt_sip.mcptt.client import ClientSettings, McpttClient
 from mcptt_sip.mcptt.invitation import Invitation
+from mcptt_sip.mcptt.userkeys import KeySource
 from mcptt_sip.ops.programs import PASSED, StopSignals, emit
-from mcptt_sip.ops.userkeys import KeySource
 from mcptt_sip.transport import TransportSettings
 from media.endpoint import MemberMedia
 from media.udp import Address

@@ -15,10 +15,10 @@ from mcptt_sip.mcptt.groupcall import ControllingSettings
 from mcptt_sip.mcptt.policy import Commencement, Policy, PolicyError, Urgency
 from mcptt_sip.mcptt.regroup import RegroupSettings
 from mcptt_sip.mcptt.server import McpttServer, ServerSettings
+from mcptt_sip.mcptt.userkeys import KeySource, held_keys
 from mcptt_sip.ops.capture import Capture
 from mcptt_sip.ops.programs import PASSED, StopSignals, emit, listener
 from mcptt_sip.ops.tracing import CaptureTap
-from mcptt_sip.ops.userkeys import KeySource, held_keys
 from mcptt_sip.session_timer import FLOOR as SESSION_FLOOR
 from mcptt_sip.transport import TransportSettings
 from mikey import Keyring, ReplayCache

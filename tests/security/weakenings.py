@@ -14,12 +14,22 @@ from typing import Any
 
 import pytest
 
-from mcptt_sip.mcptt import call, controlling, directing, distribution, groupcall, groupkeys, initiated, invitation
+from mcptt_sip.mcptt import (
+    call,
+    controlling,
+    directing,
+    distribution,
+    groupcall,
+    groupkeys,
+    initiated,
+    invitation,
+    userkeys,
+)
 from mcptt_sip.mcptt import participating as participating_module
 from mcptt_sip.mcptt.client import McpttClient
 from mcptt_sip.mcptt.keying import GroupTerms
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
-from mcptt_sip.ops import eavesdrop, userkeys
+from mcptt_sip.ops import eavesdrop
 from media import endpoint, floor_participant, reception, relay
 from mikey import imessage as imessage_module
 from mikey import keyring, replay, verifying

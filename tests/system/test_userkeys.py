@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mcptt_sip.mcptt.journal import GroupRecord, JournalError, entry
+from mcptt_sip.mcptt.userkeys import KeySource
 from mcptt_sip.ops.store import FileJournal, JournalFolder
-from mcptt_sip.ops.userkeys import KeySource
 from mikey import Kms
 from mikey.at_rest import Unlock
 from mikey.errors import StoreError

@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 #: seconds; how far a sender's clock may be off (RFC 3830 5.4)
 REPLAY_SKEW = 300.0
-#: the default of ``mcptt kms``, which names its development certificate as "authority"
-DEFAULT_KMS = "https://127.0.0.1:8443"
 
 
 @dataclass(frozen=True, slots=True)
