@@ -34,6 +34,14 @@ def test_every_requirement_of_the_proposal_has_a_row_with_tests(requirement: str
     assert len(re.findall(r"`tests/[\w/]+\.py::test_\w+`", row)) >= 2
 
 
+def test_every_rule_has_a_row_with_the_tests_that_prove_it() -> None:
+    from tests.security.weakenings import PROOFS
+
+    for proof in PROOFS:
+        (row,) = [line for line in README.splitlines() if line.startswith(f"| {proof.rule} | ") and "::test_" in line]
+        assert f"`{proof.test}`" in row
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_that_the_readme_names_exists(path: str) -> None:
     assert (ROOT / path).exists()
