@@ -51,10 +51,15 @@ floor control, on-network every message and field of TS 24.380 8.2, releases 13 
                           pre-emption, audio cut-in, broadcast and receive-only members, implicit request,
                           acknowledgements, emergency and imminent peril
 floor control, other      dual floor, multi-talker, MBMS, off-network: read and written, not acted upon
-codecs                    Opus, 16 kHz mono, 20 ms
-jitter buffer             one a burst, driven by time; the first and the last frame are played
-RTCP                      empty receiver reports under the CSK, which keep addresses alive
-relay                     packets copied unopened, one ``sendmmsg`` a packet on Linux, one by one elsewhere
+codecs                    Opus (libopus, else PyAV), G.722, PCMA, PCMU; AMR-WB in both packings of RFC 4867 where
+                          its libraries are; EVS: relayed, not spoken. 20 ms of 16 kHz mono in each packet
+jitter buffer             one a burst, driven by time: its first and last frame are played; the delay is fitted to
+                          what was heard; lost frames are rebuilt (Opus FEC) or concealed
+RTCP                      sender and receiver reports between a member and the server, under the CSK
+relay                     packets copied unopened; one ``sendmmsg`` a packet on Linux, in a thread for large groups;
+                          IPv4 and IPv6 on one socket; addresses follow authentic packets of the member only
+sources and sinks         aiortc tracks: any file, tone, silence, microphone, loudspeaker, what is heard, a WAV that
+                          keeps its gaps; a WebRTC peer as a member
 ========================= =====================================================================================
 
 Names are loaded when first used, so that ``import media`` costs next to nothing.
@@ -74,6 +79,21 @@ if TYPE_CHECKING:
     from media.codec import OpusEncoder as OpusEncoder
     from media.codec import WavTimeline as WavTimeline
     from media.codec import read_frames as read_frames
+    from media.codec_amrwb import AmrWbDecoder as AmrWbDecoder
+    from media.codec_amrwb import AmrWbEncoder as AmrWbEncoder
+    from media.codec_amrwb import AmrWbFrame as AmrWbFrame
+    from media.codec_amrwb import AmrWbPayload as AmrWbPayload
+    from media.codec_opus import LibOpusDecoder as LibOpusDecoder
+    from media.codec_opus import LibOpusEncoder as LibOpusEncoder
+    from media.codecs import AMR_WB as AMR_WB
+    from media.codecs import CODECS as CODECS
+    from media.codecs import G722 as G722
+    from media.codecs import OPUS as OPUS
+    from media.codecs import PCMA as PCMA
+    from media.codecs import PCMU as PCMU
+    from media.codecs import Codec as Codec
+    from media.codecs import available as available
+    from media.codecs import choose as choose
     from media.endpoint import MemberMedia as MemberMedia
     from media.endpoint import MemberSettings as MemberSettings
     from media.errors import AuthenticationFailed as AuthenticationFailed
@@ -85,6 +105,7 @@ if TYPE_CHECKING:
     from media.errors import KeyExhausted as KeyExhausted
     from media.errors import MalformedPacket as MalformedPacket
     from media.errors import MediaError as MediaError
+    from media.errors import NoLoudspeaker as NoLoudspeaker
     from media.errors import NoMicrophone as NoMicrophone
     from media.errors import PolicyUnsupported as PolicyUnsupported
     from media.errors import Replayed as Replayed
@@ -95,6 +116,7 @@ if TYPE_CHECKING:
     from media.errors import TooOld as TooOld
     from media.errors import UnknownKey as UnknownKey
     from media.fanout import FanOut as FanOut
+    from media.fanout import FanOutThread as FanOutThread
     from media.floor_fields import DenyCause as DenyCause
     from media.floor_fields import FloorIndicator as FloorIndicator
     from media.floor_fields import Location as Location
@@ -126,8 +148,11 @@ if TYPE_CHECKING:
     from media.floor_server import FloorControlServer as FloorControlServer
     from media.floor_server import FloorServerSettings as FloorServerSettings
     from media.floor_server import FloorState as FloorState
+    from media.jitter import DelayEstimator as DelayEstimator
     from media.jitter import Frame as Frame
     from media.jitter import JitterBuffer as JitterBuffer
+    from media.quality import e_model as e_model
+    from media.quality import opinion_score as opinion_score
     from media.quality import score as score
     from media.reception import Reception as Reception
     from media.reception import ReceptionSettings as ReceptionSettings
@@ -135,6 +160,10 @@ if TYPE_CHECKING:
     from media.relay import RelaySettings as RelaySettings
     from media.relay_endpoint import GroupRelay as GroupRelay
     from media.relay_endpoint import GroupRelaySettings as GroupRelaySettings
+    from media.rtcp import Report as Report
+    from media.rtcp import ReportBlock as ReportBlock
+    from media.rtcp import StreamStatistics as StreamStatistics
+    from media.rtcp import decode_report as decode_report
     from media.rtp import NTP_64 as NTP_64
     from media.rtp import RtpPacket as RtpPacket
     from media.sdp import McpttFmtp as McpttFmtp
@@ -151,12 +180,21 @@ if TYPE_CHECKING:
     from media.srtp_ciphers import SrtpCipher as SrtpCipher
     from media.srtp_ciphers import SrtpKey as SrtpKey
     from media.srtp_ciphers import SrtpPolicy as SrtpPolicy
+    from media.tracks import FileTrack as FileTrack
+    from media.tracks import HeardTrack as HeardTrack
+    from media.tracks import SilenceTrack as SilenceTrack
+    from media.tracks import ToneTrack as ToneTrack
+    from media.tracks import loudspeaker as loudspeaker
+    from media.tracks import microphone as microphone
+    from media.tracks import record as record
+    from media.webrtc import PeerMember as PeerMember
 
 _HOME = {
     "MediaError": "errors",
     "SdpError": "errors",
     "RtpError": "errors",
     "CodecError": "errors",
+    "NoLoudspeaker": "errors",
     "NoMicrophone": "errors",
     "PolicyUnsupported": "errors",
     "SrtpError": "errors",
@@ -219,6 +257,7 @@ _HOME = {
     "FloorServerSettings": "floor_server",
     "FloorState": "floor_server",
     "JitterBuffer": "jitter",
+    "DelayEstimator": "jitter",
     "Frame": "jitter",
     "OpusEncoder": "codec",
     "OpusDecoder": "codec",
@@ -230,13 +269,43 @@ _HOME = {
     "Reception": "reception",
     "ReceptionSettings": "reception",
     "score": "quality",
+    "e_model": "quality",
+    "opinion_score": "quality",
     "Relay": "relay",
     "RelaySettings": "relay",
     "FanOut": "fanout",
+    "FanOutThread": "fanout",
     "MemberMedia": "endpoint",
     "MemberSettings": "endpoint",
     "GroupRelay": "relay_endpoint",
     "GroupRelaySettings": "relay_endpoint",
+    "Codec": "codecs",
+    "CODECS": "codecs",
+    "OPUS": "codecs",
+    "AMR_WB": "codecs",
+    "G722": "codecs",
+    "PCMA": "codecs",
+    "PCMU": "codecs",
+    "available": "codecs",
+    "choose": "codecs",
+    "LibOpusEncoder": "codec_opus",
+    "LibOpusDecoder": "codec_opus",
+    "AmrWbPayload": "codec_amrwb",
+    "AmrWbFrame": "codec_amrwb",
+    "AmrWbEncoder": "codec_amrwb",
+    "AmrWbDecoder": "codec_amrwb",
+    "Report": "rtcp",
+    "ReportBlock": "rtcp",
+    "StreamStatistics": "rtcp",
+    "decode_report": "rtcp",
+    "FileTrack": "tracks",
+    "ToneTrack": "tracks",
+    "SilenceTrack": "tracks",
+    "HeardTrack": "tracks",
+    "microphone": "tracks",
+    "loudspeaker": "tracks",
+    "record": "tracks",
+    "PeerMember": "webrtc",
 }
 
 __all__ = list(_HOME)

@@ -14,7 +14,7 @@ from typing import Any
 from media.codec import FRAME_OCTETS, RATE, SILENCE, read_frames
 from media.errors import CodecError, NoMicrophone
 
-__all__ = ["FileFrames", "open_microphone", "track_frames", "until"]
+__all__ = ["FileFrames", "microphone_track", "open_microphone", "track_frames", "until"]
 
 #: frames read ahead at once (2 s), so that a file is never read on the loop's time
 _AHEAD = 100
@@ -121,6 +121,11 @@ def open_microphone(*, silent: bool = False) -> AsyncGenerator[bytes]:
     """The machine's microphone through ALSA, or silence without end. Raises :class:`NoMicrophone`."""
     if silent:
         return _silence()
+    return track_frames(microphone_track())
+
+
+def microphone_track() -> Any:
+    """The machine's microphone as an aiortc track. Raises :class:`NoMicrophone`."""
     if not glob.glob("/dev/snd/pcmC*c"):
         raise NoMicrophone("there is no recording device")
     from aiortc.contrib.media import MediaPlayer
@@ -129,4 +134,4 @@ def open_microphone(*, silent: bool = False) -> AsyncGenerator[bytes]:
         player = MediaPlayer("default", format="alsa", options={"channels": "1", "sample_rate": str(RATE)})
     except (OSError, ValueError) as error:
         raise NoMicrophone(f"the microphone cannot be opened: {error}") from None
-    return track_frames(player.audio)
+    return player.audio

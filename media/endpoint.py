@@ -215,6 +215,11 @@ class MemberMedia:
         self._receiver.retire(gmk_id)
         self._reception.forget_owners()
 
+    @property
+    def listeners(self) -> list[Callable[[str, bytes, float], None]]:
+        """Each is told every frame that is played: (user, 640 octets of 16 kHz mono, when it is due on the loop)."""
+        return self._playout.listeners
+
     def record(self, path: Path | str) -> None:
         """Everything that is heard from now on, with its silences, as a WAV of 16 kHz mono.
 

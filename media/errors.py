@@ -15,6 +15,7 @@ __all__ = [
     "KeyExhausted",
     "MalformedPacket",
     "MediaError",
+    "NoLoudspeaker",
     "NoMicrophone",
     "PolicyUnsupported",
     "Replayed",
@@ -49,6 +50,10 @@ class CodecError(MediaError):
 
 class NoMicrophone(CodecError):
     """The machine has no microphone, or it cannot be opened."""
+
+
+class NoLoudspeaker(CodecError):
+    """The machine has no loudspeaker, or it cannot be opened."""
 
 
 class PolicyUnsupported(MediaError):

@@ -35,7 +35,7 @@ class Playout:
         self.concealed = 0
         self.jitter = 0.0
         #: told every frame that is played: (user, 640 octets of 16 kHz mono, when it is due)
-        self.on_frame: Callable[[str, bytes, float], None] | None = None
+        self.listeners: list[Callable[[str, bytes, float], None]] = []
         self._reception = reception
         self._codec = codec
         self._clock = clock
@@ -89,8 +89,8 @@ class Playout:
             self._timeline.write_at(track.first + at, pcm)
             if self._flush_due is None:
                 self._flush_due = now + self._flush
-        if self.on_frame is not None:
-            self.on_frame(event.burst.user, pcm, track.start + at / RATE)
+        for listener in self.listeners:
+            listener(event.burst.user, pcm, track.start + at / RATE)
 
     def _ended(self, burst: Burst, now: float) -> dict[str, Any] | None:
         track = self._tracks.pop(id(burst), None)
