@@ -7,7 +7,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 
-from media.codec import FRAME_SECONDS
+from media.codec import FRAME_SECONDS, SILENCE
 from media.codecs import OPUS, Codec
 from media.rtp import RtpPacket
 from media.srtp import GROUP, SrtpKey, SrtpSender
@@ -74,7 +74,7 @@ class Talker:
         """Sends one burst, its first sample being of Unix time ``start`` and of now; counts in :attr:`frames`.
 
         A frame goes out when its last sample is over, on an absolute schedule. Ends with ``frames`` or with
-        :attr:`stop`.
+        :attr:`stop`; one frame more, of silence, brings out what the codec's look-ahead holds back.
         """
         loop = asyncio.get_running_loop()
         encoder = self._codec.encoder(self._bit_rate)
@@ -98,6 +98,10 @@ class Talker:
                 self._timestamp_at = begin + at
                 self._packet(encoder.encode(pcm), marker=self.frames == 0, ntp=start + at if stated else None)
                 self.frames += 1
+            if self.frames and self._codec.delay:
+                # what the codec still holds back of the last syllable
+                self._timestamp = self._timestamp + self._step & 0xFFFFFFFF
+                self._packet(encoder.encode(SILENCE), marker=False, ntp=None)
         finally:
             self.silent.set()
 
