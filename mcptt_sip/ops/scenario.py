@@ -432,7 +432,7 @@ def installed() -> list[str]:
         path.stem
         for place in package.__path__
         for path in Path(place).glob("*.py")
-        if "async def scenario(" in path.read_text(encoding="utf-8")
+        if "\nasync def scenario(" in path.read_text(encoding="utf-8")
     }
     return sorted(names)
 
