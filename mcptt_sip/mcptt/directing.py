@@ -58,6 +58,8 @@ class DirectedRegroup(Regroup):
         self._list_waits = False
         self._list_number = 0
         self._joining: set[str] = set()
+        #: user -> the removal that the server has not answered yet
+        self._leaving: dict[str, asyncio.Future[SipFragment]] = {}
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._news: dict[str, asyncio.Event] = {}
         #: user -> the I_MESSAGE whose acknowledgement is not waited for any more
@@ -84,6 +86,8 @@ class DirectedRegroup(Regroup):
         try:
             async with self._window:
                 await self._early.wait()
+                if (bye := self._leaving.get(user)) is not None:
+                    await asyncio.wait({bye})  # else the two might reach the server the other way round
                 await self._add(user, there)
         finally:
             self._joining.discard(user)
@@ -204,6 +208,8 @@ class DirectedRegroup(Regroup):
         self.members.discard(user)
         self._wake(user)
         bye = asyncio.ensure_future(self.client.refer(self, f"<{user};method=BYE>", []))
+        self._leaving[user] = bye
+        bye.add_done_callback(lambda done: self._leaving.pop(user) if self._leaving.get(user) is done else None)
         try:
             await self.rekey()
         finally:

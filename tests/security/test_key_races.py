@@ -120,6 +120,33 @@ async def test_rule_24_a_removal_that_comes_while_an_add_waits_is_the_later_wish
         assert call.distribution.named == {uri("bob")} and uri("dave") not in call.distribution.sealed_to
 
 
+async def test_rule_24_who_is_added_again_is_not_met_by_his_own_removal() -> None:
+    async with town() as here:
+        alice = await here.phone("alice", Caller)
+        await here.phones("bob", "carol")
+        call = await alice.client.start_regroup(uri("bob"))
+        assert isinstance(call, Remembering)
+        await call.add(uri("carol"))
+        order: list[str] = []
+        send, go = alice.client.refer, asyncio.Event()
+
+        async def held_up(regroup: Any, refer_to: str, parts: Any) -> SipFragment:
+            if "BYE" in refer_to:
+                await go.wait()
+            order.append(refer_to)
+            return await send(regroup, refer_to, parts)
+
+        alice.client.refer = held_up  # type: ignore[method-assign]
+        removing = asyncio.ensure_future(call.remove(uri("carol")))
+        await asyncio.sleep(0)
+        adding = asyncio.ensure_future(call.add(uri("carol")))
+        await alice.until("rekeying")
+        go.set()
+        await asyncio.gather(removing, adding)
+        assert [("BYE" in sent) for sent in order] == [True, False]
+        assert uri("carol") in call.members and uri("carol") in call.distribution.named
+
+
 class Unprovable(Regroup):
     """A member whose acknowledgement proves nothing."""
 
