@@ -292,12 +292,15 @@ class Lab:
         return kms
 
     async def start_server(self, *options: str, module: str | None = None) -> Process:
-        """The MCPTT server; ``module`` runs another program in its place (a hostile one)."""
+        """The MCPTT server; ``module`` runs another program in its place (a hostile one).
+
+        Started again after its end, it has the addresses that it had before.
+        """
+        udp, tcp = self.facts.get("listen", ("udp:127.0.0.1:0", "tcp:127.0.0.1:0"))
         token = self._write("server-token", self._tokens[SERVICE])
         arguments = [
             "--identity", SERVICE, "--domain", DOMAIN, "--kms", self.facts["kms"], "--kms-token-file", str(token),
-            "--policy", str(self.secrets_dir / "policy.toml"), "--listen", "udp:127.0.0.1:0",
-            "--listen", "tcp:127.0.0.1:0", "-v", *options,
+            "--policy", str(self.secrets_dir / "policy.toml"), "--listen", udp, "--listen", tcp, "-v", *options,
         ]
         if self.capture:
             arguments += ["--pcap", str(self.out / "server.pcapng")]
@@ -305,6 +308,7 @@ class Lab:
         server = await self.start("server", [*start, *arguments])
         ready = await server.expect("ready")
         self.facts["proxy"] = ready["tcp"]
+        self.facts["listen"] = (ready["udp"], ready["tcp"])
         return server
 
     async def phone(
