@@ -50,6 +50,8 @@ floor control, on-network every message and field of TS 24.380 8.2, releases 13 
                           arbitration (6.3.4) and towards each participant (6.3.5): queue, priorities,
                           pre-emption, audio cut-in, broadcast and receive-only members, implicit request,
                           acknowledgements, emergency and imminent peril
+floor control by members  the signer's client arbitrates, his deputies after him, the server copies unread: the
+                          machines; no endpoint yet
 floor control, other      dual floor, multi-talker, MBMS, off-network: read and written, not acted upon
 codecs                    Opus (libopus, else PyAV), G.722, PCMA, PCMU; AMR-WB in both packings of RFC 4867 where
                           its libraries are; EVS: relayed, not spoken. 20 ms of 16 kHz mono in each packet
@@ -125,6 +127,8 @@ if TYPE_CHECKING:
     from media.floor_fields import RevokeCause as RevokeCause
     from media.floor_fields import Source as Source
     from media.floor_fields import TrackInfo as TrackInfo
+    from media.floor_members import MemberFloor as MemberFloor
+    from media.floor_members import MemberFloorSettings as MemberFloorSettings
     from media.floor_messages import FloorAck as FloorAck
     from media.floor_messages import FloorDeny as FloorDeny
     from media.floor_messages import FloorGranted as FloorGranted
@@ -306,6 +310,8 @@ _HOME = {
     "loudspeaker": "tracks",
     "record": "tracks",
     "PeerMember": "webrtc",
+    "MemberFloor": "floor_members",
+    "MemberFloorSettings": "floor_members",
 }
 
 __all__ = list(_HOME)

@@ -284,6 +284,12 @@ class FloorParticipant:
         self._sequence = sequence
         return True
 
+    def start_anew(self, now: float) -> None:
+        """Another arbiter decides from now on: nobody has the floor, its numbers begin anew; a request that is
+        pending is repeated to the new one."""
+        self._sequence = None
+        self._happen(On.IDLE, FloorIdle(ssrc=0), now)
+
     # --- what comes of it -----------------------------------------------------------------------------
 
     def to_send(self) -> list[FloorMessage]:
