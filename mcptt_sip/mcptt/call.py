@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 #: CS-ID of MCPTT group media (TS 33.180 E.1.3)
 MCPTT_GROUP = 4
+#: events that wait for a reader
+MAX_EVENTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class Regroup:
         self.session_identity: str | None = None
         self.ended = asyncio.Event()
         self.end_cause = ""
-        self.events: asyncio.Queue[RegroupEvent] = asyncio.Queue()
+        #: the newest :data:`MAX_EVENTS`
+        self.events: asyncio.Queue[RegroupEvent] = asyncio.Queue(MAX_EVENTS)
         #: the newest list of members that the key's signer signed
         self.member_list: MemberList | None = None
         self._key_timer: asyncio.TimerHandle | None = None
@@ -93,12 +96,12 @@ class Regroup:
     async def __aexit__(self, *_: object) -> None:
         await self.leave()
 
-    async def leave(self) -> None:
+    async def leave(self, why: str = "left") -> None:
         """Only this participant leaves; keys are dropped."""
         if self.session is not None and not self.ended.is_set():
             self.session.bye(self.client.now())
             self.client.transmit()
-        await self._end("left")
+        await self._end(why)
 
     async def _end(self, cause: str) -> None:
         if self.ended.is_set():
@@ -129,6 +132,8 @@ class Regroup:
 
     def emit(self, name: str, **details: Any) -> None:
         self.client.emit(name, group=self.group, **details)
+        if self.events.full():  # nobody reads them
+            self.events.get_nowait()
         self.events.put_nowait(RegroupEvent(name, details))
 
     # --- keys -----------------------------------------------------------------------------------------
@@ -155,6 +160,10 @@ class Regroup:
         for key_id in self.keys.drop_ended(now):
             self.media.retire_key(key_id.to_bytes(4, "big"))
             self.emit("key-ended", gmk_id=f"{key_id:08x}")
+        if self.keys.exhausted and not self.ended.is_set():
+            # without the initiator or a deputy nobody can replace the key: the call is over with it (rule 15)
+            self.client.spawn(self.leave("the group's key has expired"))
+            return
         due = self.keys.next_timer()
         if due is not None and not self.ended.is_set():
             loop = asyncio.get_running_loop()

@@ -59,6 +59,8 @@ class GroupKeys:
         #: GMK-IDs of keys that are over (revoked, retired, expired): known, so that none comes back
         self._ended: set[int] = set()
         self._sending: int | None = None
+        #: whether the last key ran out, and no other came: nothing can be said or heard any more
+        self.exhausted = False
         #: T of the newest key that was revoked: what it was to replace is not gone back to
         self._revoked = float("-inf")
 
@@ -150,8 +152,10 @@ class GroupKeys:
     def drop_ended(self, now: float) -> list[int]:
         """Lets go of the keys that can never be used again; returns their GMK-IDs, which stay known."""
         ended = [key_id for key_id, held in self._held.items() if not held.may_receive(now)]
+        expired = any(self._held[key_id].expires <= now for key_id in ended)
         for key_id in ended:
             self._end(key_id)
+        self.exhausted = not self._held and (expired or self.exhausted)
         return ended
 
     def drop_all(self) -> None:

@@ -285,7 +285,14 @@ def phone(
     password_file: Annotated[Path | None, typer.Option(help="Password (or MCPTT_PASSWORD).")] = None,
     listen: Annotated[list[str] | None, typer.Option("--listen", help="TRANSPORT:HOST:PORT; repeatable.")] = None,
     host: Annotated[str, typer.Option(help="Local address of media.")] = "127.0.0.1",
-    answer: Annotated[str, typer.Option(help="auto, manual, decline or ring (never answers).")] = "auto",
+    answer: Annotated[
+        str,
+        typer.Option(help="auto, asked (as the caller asks), manual (but forced calls), decline, ring (never answers)."),
+    ] = "auto",
+    caller: Annotated[
+        list[str] | None,
+        typer.Option("--caller", help="MCPTT ID that may call, or sip:*@DOMAIN; repeatable. Default: everyone."),
+    ] = None,
     record: Annotated[Path | None, typer.Option(help="WAV of what is heard, gaps kept.")] = None,
     activation_delay: Annotated[float, typer.Option(help="From making a new key to sending under it, s.")] = 2.0,
     key_lifetime: Annotated[float, typer.Option(help="Of a TGMK, seconds.")] = 3600.0,
@@ -321,8 +328,8 @@ def phone(
     from mcptt_sip.ops.programs import set_up_logging
 
     set_up_logging(verbose)
-    if answer not in ("auto", "manual", "decline", "ring"):
-        _stop(USAGE, f"--answer {answer!r} is not auto, manual, decline or ring")
+    if answer not in ("auto", "asked", "manual", "decline", "ring"):
+        _stop(USAGE, f"--answer {answer!r} is not auto, asked, manual, decline or ring")
     if acknowledgement not in ("none", "optional", "required"):
         _stop(USAGE, f"--acknowledgement {acknowledgement!r} is not none, optional or required")
     if not key_lifetime > 0:
@@ -352,6 +359,7 @@ def phone(
         store=store,
         key_file=key_file,
         deputies=tuple(deputy or ()),
+        callers=tuple(caller or ()),
         rekey_on_join=rekey_on_join,
     )
     raise typer.Exit(_run(run_phone(options)))

@@ -12,7 +12,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from mcptt_sip.errors import SipError
 from mcptt_sip.mcptt.call import Regroup
 from mcptt_sip.mcptt.callerrors import AddFailed, NotRekeyed, RegroupFailed
 from mcptt_sip.mcptt.client import ClientSettings, KeyObserver, McpttClient
+from mcptt_sip.mcptt.clientrequests import CallOptions
 from mcptt_sip.mcptt.directing import DirectedRegroup
 from mcptt_sip.mcptt.distribution import DistributionSettings
 from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from mcptt_sip.mcptt.invitation import Invitation
+from mcptt_sip.mcptt.policy import Commencement, Urgency
 from mcptt_sip.mcptt.userkeys import KeySource, held_keys
 from mcptt_sip.ops.capture import Capture
 from mcptt_sip.ops.eavesdrop import KeyFile, Mirror, Tap
@@ -42,7 +44,8 @@ class CommandError(SipError):
 
 @dataclass(frozen=True, slots=True)
 class PhoneSettings:
-    """How the phone behaves. ``answer`` is ``auto``, ``manual``, ``decline`` or ``ring`` (never answers)."""
+    """How the phone behaves. ``answer`` is ``auto``, ``asked`` (as the caller asks), ``manual`` (but a forced call is
+    answered), ``decline`` or ``ring`` (never answers)."""
 
     answer: str = "auto"
     record: Path | None = None
@@ -102,6 +105,10 @@ class Phone:
                 await self._accept(invitation)
             case "decline":
                 invitation.decline()
+            case "asked" if invitation.commencement is not Commencement.MANUAL:
+                await self._accept(invitation)
+            case "manual" if invitation.commencement is Commencement.FORCED:
+                await self._accept(invitation)
             case _:
                 invitation.ring()
                 self.waiting = invitation
@@ -118,9 +125,28 @@ class Phone:
 
     async def do_call(self, *users: str) -> dict[str, Any]:
         """call USER [USER ...]: a temporary group call with these users; the first is invited, the others added"""
+        return await self._call(users, CallOptions())
+
+    async def do_emergency(self, *users: str) -> dict[str, Any]:
+        """emergency USER [USER ...]: the same as an emergency call, which goes before others"""
+        return await self._call(users, CallOptions(urgency=Urgency.EMERGENCY))
+
+    async def do_peril(self, *users: str) -> dict[str, Any]:
+        """peril USER [USER ...]: the same as an imminent peril call"""
+        return await self._call(users, CallOptions(urgency=Urgency.IMMINENT_PERIL))
+
+    async def do_ring(self, *users: str) -> dict[str, Any]:
+        """ring USER [USER ...]: the same, and asks that the called users answer by hand"""
+        return await self._call(users, CallOptions(commencement=Commencement.MANUAL))
+
+    async def do_force(self, *users: str) -> dict[str, Any]:
+        """force USER [USER ...]: the same, and forces the called phones to answer (needs the right)"""
+        return await self._call(users, CallOptions(commencement=Commencement.FORCED))
+
+    async def _call(self, users: Sequence[str], options: CallOptions) -> dict[str, Any]:
         if not users:
             raise CommandError("call whom?")
-        call = await self.client.prepare_regroup()
+        call = await self.client.prepare_regroup(options)
         self._instrument(call)
         await self.client.establish(call, self.uri(users[0]))
         for user in users[1:]:
@@ -338,6 +364,7 @@ class PhoneOptions:
     store: Path | None = None
     key_file: Path | None = None
     deputies: tuple[str, ...] = ()
+    callers: tuple[str, ...] = ()
     rekey_on_join: bool = False
 
 
@@ -384,6 +411,7 @@ async def _run_client(options: PhoneOptions, keyring: Keyring, replay: ReplayCac
             rekey_on_join=options.rekey_on_join,
         ),
         deputies=options.deputies,
+        callers=options.callers or None,
     )
     client = CLIENT_CLASS(
         options.uri,

@@ -81,10 +81,14 @@ async def test_rule_2_nobody_sends_under_a_key_after_its_expiry() -> None:
     async with town() as here:
         alice = await here.phone("alice", distribution=short)
         bob = await here.phone("bob")
-        await regroup_of(alice, "bob")
+        call = await regroup_of(alice, "bob")
+        theirs = bob.call
         await bob.until("sending-key", gmk_id=None)
-        assert bob.call.keys.sending(bob.client.now()) is None
+        assert theirs.keys.sending(bob.client.now()) is None
         await alice.until("sending-key", gmk_id=None)
+        assert call.keys.sending(alice.client.now()) is None
+        for man in (alice, bob):
+            assert "expired" in (await man.until("ended"))["cause"], "nothing can be said or heard any more"
 
 
 # --- rule 3 -----------------------------------------------------------------------------------------------

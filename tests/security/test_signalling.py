@@ -351,6 +351,26 @@ class Registrant(McpttClient):
         return await super().request(request)
 
 
+@pytest.mark.parametrize("callers", [(), (uri("carol"),), ("sip:*@elsewhere.example",)], ids=str)
+async def test_step_5_the_called_user_decides_by_whom_he_may_be_drawn_in(callers: tuple[str, ...]) -> None:
+    async with town() as here:
+        alice = await here.phone("alice")
+        bob = await here.phone("bob", callers=callers)
+        with pytest.raises(RegroupFailed) as refusal:
+            await alice.client.start_regroup(uri("bob"))
+        assert (refusal.value.status, (refusal.value.warning or "")[:3]) == (403, "127")
+        assert bob.seen("invitation-refused", reason="CallerNotAllowed") and not bob.seen("key")
+
+
+@pytest.mark.parametrize("callers", [None, (uri("alice"),), ("sip:*@mcx.example",)], ids=str)
+async def test_step_5_whom_he_lets_in_draws_him_in(callers: tuple[str, ...] | None) -> None:
+    async with town() as here:
+        alice = await here.phone("alice")
+        await here.phone("bob", callers=callers)
+        call = await alice.client.start_regroup(uri("bob"))
+        assert call.distribution.keyed() == {uri("bob")}
+
+
 async def test_nobody_registers_in_anothers_name() -> None:
     async with town() as here:
         with pytest.raises(RegistrationFailed, match="403"):

@@ -91,7 +91,7 @@ class Town:
         self, name: str, kind: type[McpttClient] = McpttClient, *, replay: Any = None, answer: bool = True,
         clock: Callable[[], float] = time.time, distribution: DistributionSettings | None = None,
         call: CallSettings | None = None, acknowledgement: str = "required", transport: str = "udp",
-        deputies: tuple[str, ...] = (), **parts: Any,
+        deputies: tuple[str, ...] = (), callers: tuple[str, ...] | None = None, **parts: Any,
     ) -> Townsman:
         """A registered client that accepts what it is invited to (``answer``) or declines it."""
         settings = ClientSettings(
@@ -99,7 +99,7 @@ class Town:
             listen=((transport, "127.0.0.1", 0),), acknowledgement=acknowledgement,
             call=call or CallSettings(resend_after=0.3, send_attempts=3, add_timeout=3.0),
             distribution=distribution or DistributionSettings(activation_delay=0.5, transit=0.0, coalesce=0.1),
-            deputies=tuple(uri(deputy) for deputy in deputies),
+            deputies=tuple(uri(deputy) for deputy in deputies), callers=callers,
         )
         client = kind(
             uri(name), settings, keyring=self.keyring(uri(name)), replay=replay or MemoryReplayCache(), clock=clock,
