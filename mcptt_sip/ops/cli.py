@@ -287,7 +287,7 @@ def phone(
     host: Annotated[str, typer.Option(help="Local address of media.")] = "127.0.0.1",
     answer: Annotated[
         str,
-        typer.Option(help="auto, asked (as the caller asks), manual (but forced calls), decline, ring (never answers)."),
+        typer.Option(help="auto, asked (as the caller asks), manual (but forced calls), decline, or ring for ever."),
     ] = "auto",
     caller: Annotated[
         list[str] | None,
