@@ -19,6 +19,7 @@ from mcptt_sip.mcptt.groupkeys import GroupKeys
 from mcptt_sip.mcptt.invitation import open_group_key
 from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, INSTALLED, REVOKED, AcknowledgementError, GroupTerms, acknowledge
 from mcptt_sip.mcptt.memberlist import MemberList, MemberListError, read_members
+from mcptt_sip.mcptt.talkbursts import Listening, TalkBurst
 from mcptt_sip.message import Request
 from mcptt_sip.outgoing import Cause
 from mcptt_sip.session import InviteSession
@@ -85,6 +86,7 @@ class Regroup:
         self.events: asyncio.Queue[RegroupEvent] = asyncio.Queue(MAX_EVENTS)
         #: the newest list of members that the key's signer signed
         self.member_list: MemberList | None = None
+        self._listening: set[Listening] = set()
         self._key_timer: asyncio.TimerHandle | None = None
         self._sending_id: int | None = None
 
@@ -113,6 +115,8 @@ class Regroup:
         self.client.forget(self)
         self.emit("ended", cause=cause)
         await self.media.close()
+        for listening in self._listening:
+            listening.close()
         self.keys.drop_all()
 
     def hand_over(self, successor: Regroup) -> None:
@@ -120,6 +124,7 @@ class Regroup:
         if self._key_timer is not None:
             self._key_timer.cancel()
         successor._sending_id = self._sending_id
+        successor._listening = self._listening
         if self.session is not None:
             self.session.context = successor
         self.client.attach(successor)
@@ -278,9 +283,32 @@ class Regroup:
     def on_media_event(self, name: str, details: dict[str, Any]) -> None:
         """What floor control and media tell; the same names, with this call's group."""
         self.emit(name, **details)
+        if name == "burst-heard":
+            for listening in self._listening:
+                listening.ended(details["user"])
         if name == "ssrc-clash":
             # two senders of one SRTCP key and SSRC would share an IV: the leg ends (rule 18)
             self.client.spawn(self.leave())
+
+    async def talk_bursts(self) -> AsyncIterator[TalkBurst]:
+        """Everyone who talks from now on, each as soon as he is heard, until the call ends.
+
+        ::
+
+            async for talker in regroup.talk_bursts():
+                await talker.record(f"{talker.user}.wav")
+        """
+        listening = Listening()
+        if self.ended.is_set():
+            return
+        self._listening.add(listening)
+        self.media.listeners.append(listening.heard)
+        try:
+            async for burst in listening.bursts():
+                yield burst
+        finally:
+            self._listening.discard(listening)
+            self.media.listeners.remove(listening.heard)
 
     async def say(self, path: Path | str) -> dict[str, float]:
         """Talks an audio file; its start (Unix seconds) and duration. The floor must be held."""

@@ -3,19 +3,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from mcptt_sip import login
 from mcptt_sip.errors import RegistrationFailed
+from mcptt_sip.mcptt.call import Regroup
 from mcptt_sip.mcptt.callerrors import AddFailed
 from mcptt_sip.ops.phone import proxy_uri
+from mcptt_sip.ops.recording import samples_of
 from mcptt_sip.ops.scenario import Lab, laboratory
+from media.quality import score
 from mikey.errors import KmsError
 
 pytestmark = pytest.mark.network
-VOICE = Path(__file__).parents[2] / "scenarios" / "data" / "alice.wav"
+DATA = Path(__file__).parents[2] / "scenarios" / "data"
+VOICE, CAROL = DATA / "alice.wav", DATA / "carol.wav"
+
+
+async def first_burst(regroup: Regroup, path: Path) -> tuple[str, float]:
+    async for talker in regroup.talk_bursts():
+        return talker.user, await talker.record(path)
+    raise AssertionError("the call ended before anybody talked")
 
 
 async def test_a_dispatcher_in_a_dozen_lines(tmp_path: Path) -> None:
@@ -37,6 +48,14 @@ async def test_a_dispatcher_in_a_dozen_lines(tmp_path: Path) -> None:
             await lab.heard("carol", "alice", VOICE)
             with pytest.raises(AddFailed):
                 await regroup.add(Lab.uri("nobody"))
+            listening = asyncio.ensure_future(first_burst(regroup, tmp_path / "heard.wav"))
+            await asyncio.sleep(0)  # it listens from here on
+            await carol.do(f"say {CAROL}")
+            talker, seconds = await listening
+            assert talker == Lab.uri("carol")
+            reference, rate = samples_of(CAROL)
+            part, _ = samples_of(tmp_path / "heard.wav")
+            assert score(reference, part, rate) >= 0.85 and abs(seconds - len(reference) / rate) < 0.3
             await regroup.remove(Lab.uri("bob"))
             await bob.expect("ended")
         await carol.expect("ended")
