@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rights change while the server runs: each refusal says why, ``mcptt admin why`` says the same, and the next try works.
+"""Rights change while the server runs: each refusal says why, ``mcptt admin why`` says the same, the next try works.
 
 ``alice`` may not form groups at first. Her call is refused; the operator asks why, gives her the right, and the same
 call succeeds. Then she may call only ``bob``: adding ``carol`` is refused until the operator extends her list. A user

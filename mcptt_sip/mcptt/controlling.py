@@ -182,10 +182,9 @@ class ControllingFunction:
 
     def _left_behind(self, call: GroupCall, user: str, now: float) -> None:
         """``user`` is at another device now."""
-        if (leg := call.legs.get(user)) is not None:
-            self._hang_up(leg, now, "taken over by another device")
-            call.machine.left(user, now)
-            self._carry_out(call, now)
+        self._hang_up(call.legs[user], now, "taken over by another device")
+        call.machine.left(user, now)
+        self._carry_out(call, now)
 
     def registered(self, user: str, now: float) -> None:
         """He can be reached, perhaps again."""
@@ -300,6 +299,7 @@ class ControllingFunction:
 
     def cancelled(self, leg: Leg, now: float) -> None:
         leg.call.legs.pop(leg.user, None)
+        self._leave_media(leg)
         leg.call.machine.initiator_cancelled(now)
         self._carry_out(leg.call, now)
 
@@ -370,8 +370,8 @@ class ControllingFunction:
             referral.user, "BYE" if referral.remove else "INVITE",
         )
         if referral.remove:
-            call.former.discard(referral.user)
-            call.lost.discard(referral.user)
+            call.former -= {referral.user}
+            call.lost -= {referral.user}
             call.machine.remove(referral.user, handle, now)
         else:
             self._admission.passed_on(key, now)
@@ -591,13 +591,10 @@ class ControllingFunction:
 
     def _refuse(self, session: InviteSession, refusal: Refusal, now: float) -> None:
         log.info("call-id=%s refused status=%d: %s", session.call_id, refusal.status, refusal)
-        details = {"call_id": session.call_id, "status": refusal.status, "because": str(refusal)}
-        self._observe("refused", details)
+        self._observe("refused", {"call_id": session.call_id, "status": refusal.status, "because": str(refusal)})
         body, content_type = b"", None
         if refusal.info is not None:
             body, content_type = refusal.info.encode(), documents.MCPTT_INFO
-        headers = self._refusal_headers(refusal)
-        session.reject(refusal.status, headers=headers, body=body, content_type=content_type, now=now)
-
-
-__all__ = ["ControllingFunction"]
+        session.reject(
+            refusal.status, headers=self._refusal_headers(refusal), body=body, content_type=content_type, now=now
+        )

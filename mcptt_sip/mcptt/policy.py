@@ -194,6 +194,7 @@ STARTING: tuple[Rule, ...] = (
 #: step 2 for the INVITE's target and again for every REFER: may this user be keyed and called by that one?
 CALLING: tuple[Rule, ...] = (
     Rule("the caller has a profile", 141, lambda q, a, b: q.calling is not None, "{caller} has no profile"),
+    Rule("somebody else is called", 145, lambda q, a, b: q.caller != q.target, "{caller} calls himself"),
     Rule("allow-private-call", 107, lambda q, a, b: a.allow_private_call, "{caller}: allow-private-call is not true"),
     Rule(
         "allow-private-call-media-protection", 100, lambda q, a, b: a.allow_private_call_media_protection,

@@ -82,11 +82,12 @@ def key_message(sender: str, recipient: str, number: int = 0, at: float = START)
 
 
 @functools.cache
-def registration_key(user: str, device: str) -> tuple[TransportKey, bytes]:
+def registration_key(user: str, device: str, number: int) -> tuple[TransportKey, bytes]:
+    """A device's CSK, and the I_MESSAGE of its registration ``number`` that brings it to the server."""
     octets = random.Random(f"{user} {device}").randbytes
     csk = TransportKey.generate(KeyType.CSK, random=octets)
-    sealed = seal(csk, sender=uri(user), recipient=SERVICE, keyring=ring(), now=START, random=octets)
-    return csk, sealed.octets
+    at = START + number / 1000
+    return csk, seal(csk, sender=uri(user), recipient=SERVICE, keyring=ring(), now=at, random=octets).octets
 
 
 def profiles(**users: Mapping[str, Any]) -> dict[str, UserProfile]:
@@ -152,7 +153,8 @@ class Telephone:
         self.name = name
         self.uri = uri(name)
         self.device = device
-        self.csk, self._sealed = registration_key(name, device)
+        self.csk, _ = registration_key(name, device, 0)
+        self._registrations = itertools.count()
         self.address = ("192.0.2.100", 5000 + number)
         self.flow = Flow(transport, self.address, exchange.address, number)
         self.stack = SipStack(
@@ -174,7 +176,8 @@ class Telephone:
     def register(self, expires: int = 80000) -> ClientRequest:
         parts = [Part(documents.MCPTT_INFO, McpttInfo(client_id=self.device).encode())]
         if expires:
-            parts.append(Part(MIKEY, self._sealed))
+            _, sealed = registration_key(self.name, self.device, next(self._registrations))
+            parts.append(Part(MIKEY, sealed))
         content_type, body = build_multipart(parts, self.stack.token)
         request = self.stack.compose(
             "REGISTER", f"sip:{DOMAIN}", from_=f"<{self.uri}>", to=f"<{self.uri}>",

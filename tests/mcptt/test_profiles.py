@@ -168,6 +168,8 @@ def test_every_rule_can_refuse_and_none_does_without_a_cause() -> None:
                 refused |= {finding.what for finding in policy.explain(question) if finding.refuses}
                 fine = POLICY.question(ALICE, BOB, commencement=commencement, urgency=urgency)
                 assert not any(finding.refuses for finding in POLICY.explain(fine))
+    oneself = POLICY.question(ALICE, ALICE)
+    refused |= {finding.what for finding in POLICY.explain(oneself) if finding.refuses}
     assert refused == {rule.what for rule in (*STARTING, *CALLING)}
 
 

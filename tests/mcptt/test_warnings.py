@@ -216,6 +216,8 @@ CASES: dict[str, tuple[int, int, Callable[[], Response]]] = {
     ),
     "nobody named": (145, 403, lambda: called(key=key_message("alice", "bob"), parts=nobody())[2]),
     "two named": (145, 403, response(None, "bob", "carol")),
+    "oneself": (145, 403, response(None, "alice")),
+    "an unknown user, by REFER": (141, 404, added(user="zoe", key=key_message("alice", "carol"))),
     "not registered": (146, 480, response(absent=True)),
     "an INFO follows": (149, 200, lambda: late(PROCEED)),
     "emergency and peril": (150, 403, response(emergency=True, imminent_peril=True)),

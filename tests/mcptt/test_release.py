@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a temporary group call ends, for one and for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mcptt_sip.mcptt.contents import RELEASE_FOR_ALL, is_release_for_all
+from mcptt_sip.mcptt.regroup import RegroupSettings
+from mcptt_sip.outgoing import Cause
+from mcptt_sip.session import Cancelled, Ended
+from tests.mcptt.calls import GIVE_UP, clean, talking
+from tests.mcptt.exchange import Exchange, uri
+
+
+def test_the_initiators_leaving_while_others_ring_takes_nobody_out() -> None:
+    exchange, (_alice, _bob, _dave), session = talking("bob", "dave")
+    carol = exchange.phone("carol", script="ring")
+    exchange.phones[0].refer(session, "carol")
+    exchange.run()
+    session.bye(exchange.now)
+    exchange.run()
+    assert exchange.call.machine.connected == (uri("bob"), uri("dave"))
+    carol.respond(carol.invitations[0], "answer")
+    exchange.run()
+    assert uri("carol") in exchange.call.legs
+
+
+def test_a_release_for_all_cancels_who_rings_and_ends_who_talks() -> None:
+    exchange, (alice, bob), session = talking("bob")
+    carol = exchange.phone("carol", script="ring")
+    refer = alice.refer(session, "carol")
+    exchange.run()
+    session.bye(exchange.now, headers=[("Reason", RELEASE_FOR_ALL)])
+    exchange.run(GIVE_UP)
+    assert bob.told(Ended) and carol.told(Cancelled) and alice.fragments(refer)[-1].status == 487
+    assert is_release_for_all(None) is False and clean(exchange)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_lost_initiator_ends_the_call_or_not_as_is_set(keep: bool) -> None:
+    exchange, (alice, bob, carol), _ = talking(
+        "bob", "carol", regroup=RegroupSettings(keep_without_initiator=keep)
+    )
+    exchange.hang_up_flow(alice)
+    exchange.run()
+    assert bool(exchange.calls) is keep and bool(bob.told(Ended)) is not keep
+    if keep:
+        carol.invitations[0].bye(exchange.now)
+        exchange.run(GIVE_UP)
+        assert bob.told(Ended), "one alone is no call"
+    exchange.run(GIVE_UP)
+    assert clean(exchange)
+
+
+ENDS: dict[str, Callable[[Exchange], None]] = {
+    "maximum duration": lambda exchange: exchange.run(100.0),
+    "nobody talks": lambda exchange: exchange.server.controlling.media_silent(exchange.call.group, exchange.now),
+    "the server stops": lambda exchange: exchange.server.controlling.release_all("going down", exchange.now),
+}
+
+
+@pytest.mark.parametrize("why", ENDS)
+def test_the_server_ends_a_call_for_everybody_and_says_why(why: str) -> None:
+    exchange, phones, session = talking("bob", "carol", regroup=RegroupSettings(max_duration=60.0))
+    ENDS[why](exchange)
+    exchange.run(GIVE_UP)
+    assert session.ended and all(phone.told(Ended) for phone in phones)
+    assert "cause=200" in (exchange.sent_to(phones[0], "BYE")[0].headers.get("Reason") or "")
+    exchange.run(GIVE_UP)
+    assert clean(exchange)
+
+
+def test_a_member_who_leaves_loses_his_affiliation_and_his_place_on_the_relay() -> None:
+    exchange, (_, bob, _carol), _ = talking("bob", "carol")
+    affiliations = exchange.server.controlling._affiliations
+    group = exchange.call.group
+    assert affiliations.users(group) == {uri(name) for name in ("alice", "bob", "carol")}
+    bob.invitations[0].bye(exchange.now)
+    exchange.run()
+    assert affiliations.users(group) == {uri("alice"), uri("carol")}
+    assert uri("bob") not in exchange.plane.opened[0].legs
+    assert affiliations.count(uri("bob")) == 0
+
+
+def test_the_causes_of_an_end_are_those_of_sip() -> None:
+    exchange, (alice, bob), session = talking("bob")
+    bob.invitations[0].bye(exchange.now)
+    exchange.run()
+    session.bye(exchange.now)
+    exchange.run(GIVE_UP)
+    assert [e.cause for e in alice.told(Ended)] == [Cause.LOCAL_BYE] and clean(exchange)
