@@ -66,6 +66,7 @@ class SipEndpoint:
         self._opening: defaultdict[Place, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
         self._busy = False
         self._closed = False
         self._transmitted = asyncio.Event()
@@ -226,12 +227,15 @@ class SipEndpoint:
 
     def _set_timer(self) -> None:
         due = self.stack.next_timer()
+        if due is None or self._closed:
+            return
         if self._timer is not None:
+            if self._timer_due <= due:
+                return  # it looks again when its time has come
             self._timer.cancel()
-            self._timer = None
-        if due is not None and not self._closed:
-            delay = max(0.0, due - self._clock())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._timer_fired)
+        self._timer_due = due
+        delay = max(0.0, due - self._clock())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from mcptt_sip.errors import LocalProtocolError, ParseError
-from mcptt_sip.grammar import TOKEN, is_token, split_list
+from mcptt_sip.grammar import is_token, split_list
 from mcptt_sip.headers import (
     AcceptContact,
     CSeq,
@@ -36,7 +36,18 @@ HeaderItems = Iterable[tuple[str, object]]
 T = TypeVar("T")
 _fold = re.compile(r"\r\n[ \t]+")
 _line_end = re.compile(r"\r\n(?![ \t])")
-_line = re.compile(rf"({TOKEN})[ \t]*:").match
+_SPELLINGS = (
+    "Via From To Call-ID CSeq Contact Max-Forwards Content-Type Content-Length Route Record-Route Supported Require "
+    "Allow Accept Expires Event User-Agent Server Authorization Proxy-Authorization WWW-Authenticate "
+    "Proxy-Authenticate RSeq RAck Session-Expires Min-SE Subscription-State Refer-To Referred-By Subject "
+    "Accept-Contact P-Preferred-Service P-Asserted-Identity P-Preferred-Identity Resource-Priority Warning Path "
+    "Service-Route Content-Disposition Recv-Info Info-Package Target-Dialog Refer-Sub Answer-Mode Reason "
+    "Allow-Events Min-Expires Unsupported Retry-After v f t i m c l k s o r b e x u a via from to"
+)
+#: usual spellings of header names, and what they are looked up by
+_KEYS = {name: canonical(name) for name in _SPELLINGS.split(" ")}
+
+_ANSWERED = ("from", "to", "call-id", "cseq")
 
 # (key, name as written, unfolded value, raw line)
 _Line = tuple[str, str, str, str]
@@ -70,28 +81,29 @@ class Headers:
         if not text:
             return self, None
         folded = "\r\n " in text or "\r\n\t" in text
+        # a CR or LF that ends no line; it is looked for once, as there is hardly ever one
+        bare = text.count("\r") != (ends := text.count("\r\n")) or text.count("\n") != ends
         raw_lines = _line_end.split(text) if folded else text.split("\r\n")
         if len(raw_lines) > limit:
             return self, ("too many header lines", len(text))
         at = 0
         for raw in raw_lines:
-            match = _line(raw)
-            if match is None:
+            name, colon, value = raw.partition(":")
+            key = _KEYS.get(name) if colon else ""
+            if key is None:  # not one of the usual spellings
+                name = name.rstrip(" \t")
+                key = canonical(name) if is_token(name) else ""
+            if not key:
                 fault = fault or ("not a header line", at)
             else:
-                name = match[1]
-                value = raw[match.end() :]
                 if folded and "\r\n" in value:
                     value = _fold.sub(" ", value)
                 value = value.strip(" \t")
-                if "\r" in value or "\n" in value:
+                if bare and ("\r" in value or "\n" in value):
                     # left out, so that no answer repeats what a careless peer would read as two lines
                     fault = fault or ("a bare CR or LF in a header", at)
                     at += len(raw) + 2
                     continue
-                key = name.lower()
-                if len(key) == 1:
-                    key = canonical(key)
                 lines.append((key, name, value, raw))
                 if key in values:
                     values[key].append(value)
@@ -191,13 +203,28 @@ class Headers:
         self._values.setdefault(name, []).extend(values)
         self._typed.pop(name, None)
 
-    def copy_first_from(self, other: Headers, name: str) -> None:
-        """Append the first line of this name (canonical) of `other` in its raw form."""
-        line = next((line for line in other._lines if line[0] == name), None)
-        if line is not None:
-            self._lines.append(line)
-            self._values.setdefault(name, []).append(line[2])
-            self._typed.pop(name, None)
+    @classmethod
+    def answering(cls, other: Headers) -> Headers:
+        """What a response has of its request, in raw form: every Via, then one From, To, Call-ID, CSeq (of a header
+        that a broken request repeats, the first)."""
+        made = cls.__new__(cls)
+        values = other._values
+        wanted = {name: None for name in _ANSWERED if name in values}
+        vias: list[_Line] = []
+        first: dict[str, _Line] = {}
+        for line in other._lines:
+            key = line[0]
+            if key == "via":
+                vias.append(line)
+            elif key in wanted and key not in first:
+                first[key] = line
+        made._lines = [*vias, *(first[name] for name in wanted)]
+        made._values = {name: [first[name][2]] for name in wanted}
+        if vias:
+            made._values["via"] = [line[2] for line in vias]
+        typed = other._typed
+        made._typed = {name: typed[name] for name in _ANSWERED if name in typed}
+        return made
 
     def copy(self) -> Headers:
         """An independent copy."""
@@ -272,27 +299,28 @@ class Headers:
     @property
     def via(self) -> list[Via]:
         """Every Via, topmost first."""
-        return [Via.parse(value) for value in self.values("via")]
+        values = self.values("via")
+        return [self.top_via, *map(Via.parse, values[1:])] if values else []
 
     @property
     def from_(self) -> NameAddr:
         """From; its `tag` is ``None`` for an RFC 2543 peer."""
-        return self._must("from", NameAddr.parse)
+        return self._typed.get("from") or self._must("from", NameAddr.parse)  # type: ignore[return-value]
 
     @property
     def to(self) -> NameAddr:
         """To."""
-        return self._must("to", NameAddr.parse)
+        return self._typed.get("to") or self._must("to", NameAddr.parse)  # type: ignore[return-value]
 
     @property
     def call_id(self) -> str:
         """Call-ID."""
-        return self._must("call-id", _word)
+        return self._typed.get("call-id") or self._must("call-id", _word)  # type: ignore[return-value]
 
     @property
     def cseq(self) -> CSeq:
         """CSeq."""
-        return self._must("cseq", CSeq.parse)
+        return self._typed.get("cseq") or self._must("cseq", CSeq.parse)  # type: ignore[return-value]
 
     @property
     def contact(self) -> list[NameAddr]:

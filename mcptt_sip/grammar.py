@@ -22,9 +22,7 @@ QUOTED = r'"(?:[^"\\\r\n]|\\[^\r\n])*"'
 _token = re.compile(TOKEN).fullmatch
 _quoted = re.compile(QUOTED)
 # gen-value = token / host / quoted-string; also accepted are the URIs and octets that peers leave unquoted
-_param = re.compile(
-    rf"[ \t]*;[ \t]*(?P<name>{TOKEN})(?:[ \t]*=[ \t]*(?P<value>{QUOTED}|[^\x00-\x20;,\"<>\x7f]+))?[ \t]*"
-)
+_param = re.compile(rf"[ \t]*;[ \t]*({TOKEN})(?:[ \t]*=[ \t]*({QUOTED}|[^\x00-\x20;,\"<>\x7f]+))?[ \t]*").match
 _list_part = re.compile(rf'(?:{QUOTED}|<[^>"]*(?:"[^"]*"[^>"]*)*>|[^,"<]+)*')
 _quoted_pair = re.compile(r"\\(.)", re.DOTALL)
 
@@ -96,12 +94,12 @@ class Params:
         items: list[tuple[str, str | None]] = []
         end = len(text)
         while at < end:
-            match = _param.match(text, at)
+            match = _param(text, at)
             if match is None:
                 if text[at:].strip(" \t") == "":
                     break
                 raise ParseError("not a parameter", offset=at)
-            items.append((match["name"], match["value"]))
+            items.append(match.groups())  # type: ignore[arg-type]
             at = match.end()
         return cls(items)
 

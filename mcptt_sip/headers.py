@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from mcptt_sip.errors import ParseError
 from mcptt_sip.grammar import QUOTED, TOKEN, Params, format_host, is_token, quote, unquote
@@ -182,7 +182,7 @@ class Via:
 
     def with_param(self, name: str, value: str | None = None) -> Via:
         """A copy with this parameter set."""
-        return replace(self, params=self.params.with_(name, value))
+        return Via(self.transport, self.host, self.port, self.params.with_(name, value), self.version)
 
     def __str__(self) -> str:
         port = "" if self.port is None else f":{self.port}"

@@ -34,6 +34,8 @@ __all__ = [
 class SessionState(Enum):
     """Where a session stands."""
 
+    __hash__ = object.__hash__  # members are single objects; the default is many times slower
+
     CALLING = auto()  # caller: INVITE sent, nothing heard
     PROCEEDING = auto()  # a provisional response was heard, or: callee, not decided yet
     CANCEL_PENDING = auto()  # caller: gave up before anything was heard (9.1: CANCEL waits for a 1xx)
@@ -48,6 +50,8 @@ class SessionState(Enum):
 
 class Happens(Enum):
     """What can happen to a session."""
+
+    __hash__ = object.__hash__  # members are single objects; the default is many times slower
 
     PROVISIONAL = auto()
     SUCCESS = auto()
@@ -74,6 +78,8 @@ class Happens(Enum):
 
 class Due(Enum):
     """Timers of a session."""
+
+    __hash__ = object.__hash__  # members are single objects; the default is many times slower
 
     SUCCESS_AGAIN = auto()
     NO_ACK = auto()

@@ -35,6 +35,8 @@ __all__ = [
 class SubscriberState(Enum):
     """Figure 1 of RFC 6665 as the subscriber sees it."""
 
+    __hash__ = object.__hash__  # members are single objects; the default is many times slower
+
     NOTIFY_WAIT = auto()
     PENDING = auto()
     ACTIVE = auto()
@@ -45,6 +47,8 @@ class SubscriberState(Enum):
 class NotifierState(Enum):
     """The notifier's side."""
 
+    __hash__ = object.__hash__  # members are single objects; the default is many times slower
+
     PENDING = auto()
     ACTIVE = auto()
     TERMINATED = auto()
@@ -52,6 +56,8 @@ class NotifierState(Enum):
 
 class Happens(Enum):
     """What can happen to a subscription, on either side."""
+
+    __hash__ = object.__hash__  # members are single objects; the default is many times slower
 
     NOTIFIED_PENDING = auto()
     NOTIFIED_ACTIVE = auto()

@@ -56,6 +56,8 @@ class Timers:
 class State(Enum):
     """Names of the figures."""
 
+    __hash__ = object.__hash__  # members are single objects; the default is many times slower
+
     CALLING = auto()
     TRYING = auto()
     PROCEEDING = auto()
@@ -67,6 +69,8 @@ class State(Enum):
 
 class On(Enum):
     """What can happen to a transaction."""
+
+    __hash__ = object.__hash__  # members are single objects; the default is many times slower
 
     PROVISIONAL = auto()  # a 1xx: received by a client, given by the TU of a server
     SUCCESS = auto()  # a 2xx

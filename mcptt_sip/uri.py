@@ -20,13 +20,12 @@ __all__ = ["AbsoluteUri", "SipUri", "TelUri", "Uri", "is_address", "parse_host_p
 _USER_SAFE = "-_.!~*'()&=+$,;?/"
 _HEADER_SAFE = "-_.!~*'()[]/?:+$"
 _sip = re.compile(
-    r"(?P<scheme>sips?):"
+    r"(?P<scheme>[Ss][Ii][Pp][Ss]?):"
     r"(?:(?P<user>[A-Za-z0-9\-_.!~*'()%&=+$,;?/]+)(?::(?P<password>[A-Za-z0-9\-_.!~*'()%&=+$,]*))?@)?"
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-_.]+)"
     r"(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<params>(?:;[A-Za-z0-9\-_.!~*'()%\[\]/:&+$]+(?:=[A-Za-z0-9\-_.!~*'()%\[\]/:&+$]+)?)*)"
-    r"(?:\?(?P<headers>[A-Za-z0-9\-_.!~*'()%\[\]/?:+$=&]*))?",
-    re.IGNORECASE,
+    r"(?:\?(?P<headers>[A-Za-z0-9\-_.!~*'()%\[\]/?:+$=&]*))?"
 ).fullmatch
 _scheme = re.compile(r"([A-Za-z][A-Za-z0-9+\-.]*):").match
 _plain_name = re.compile(r"[A-Za-z0-9\-_.!~*'()\[\]/:&+$]+").fullmatch
@@ -281,6 +280,8 @@ Uri = SipUri | TelUri | AbsoluteUri
 
 def parse_uri(text: str) -> Uri:
     """Any URI: `SipUri`, `TelUri`, or `AbsoluteUri` for every other scheme."""
+    if text.startswith("sip:"):
+        return SipUri.parse(text)
     match = _scheme(text)
     if match is None:
         raise ParseError(f"not a URI: {text[:80]!r}")

@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.network,
     pytest.mark.interop,
     needed("kamailio", "kamailio"),
+    pytest.mark.xdist_group("kamailio"),
     pytest.mark.skipif(
         not all((MODULES / name).exists() for name in ("tls.so", "websocket.so", "uuid.so")),
         reason="apt-get install kamailio-tls-modules kamailio-websocket-modules kamailio-extra-modules",
