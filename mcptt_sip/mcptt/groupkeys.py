@@ -112,10 +112,10 @@ class GroupKeys:
 
         Switching to a newer key starts the retirement of the one before.
         """
-        usable = [
-            h for h in self._held.values()
-            if h.send_from <= now < h.expires and h.retires is None and h.timestamp > self._revoked
-        ]
+        for held in self._held.values():
+            if held.timestamp <= self._revoked and held.retires is None:
+                held.retires = now + self.grace
+        usable = [h for h in self._held.values() if h.send_from <= now < h.expires and h.retires is None]
         if not usable:
             return None
         best = max(usable, key=lambda h: h.timestamp)

@@ -203,7 +203,9 @@ def test_who_revokes_a_key_that_is_not_in_force_yet_does_not_bring_the_one_befor
     held.install(two.key, two.timestamp, NOW + 10)
     revocation = users.open(d.seal_revocation(BOB, NOW + 11).octets, BOB, NOW + 11)
     held.revoke(revocation.key, revocation.timestamp)
-    assert held.sending(NOW + 11) is None and held.sending(NOW + 20) is None
+    assert held.sending(NOW + 11) is None
+    assert held.next_timer() == NOW + 11 + held.grace, "until then its packets may still be under way"
+    assert held.sending(NOW + 20) is None and held.receiving(one.key.key_id, NOW + 20) is None
     d.new_key(NOW + 30)
     three = users.open(d.seal_to(BOB, NOW + 30).octets, BOB, NOW + 30)
     held.install(three.key, three.timestamp, NOW + 30)
