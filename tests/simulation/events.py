@@ -7,6 +7,8 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from mcptt_sip.mcptt.callerrors import RegroupFailed
+from mcptt_sip.mcptt.journal import GroupRecord
 from tests.simulation.hostile import MOVES
 from tests.simulation.network import Quality
 from tests.simulation.phones import HOSTS, SERVER_HOST, USERS, Mood, Phone, ServerHost
@@ -63,7 +65,25 @@ class Events(World):
         except FAILURES:
             self.truth.close(group.group, "not established")
             raise
+        if not any(told == group.group for told, _ in self.truth.told_keyed):
+            self.truth.violate("8 keyed", f"{group.group} is established, and nobody proved the key")
         return group
+
+    def came_back(self, phone: Phone) -> None:
+        for record in phone.unfinished():
+            if record.group in self.truth.groups:
+                self.operate(phone, "come back", lambda record=record: self._come_back(phone, record))  # type: ignore[misc]
+            else:
+                phone.journals.pop(record.group, None)
+
+    async def _come_back(self, phone: Phone, record: GroupRecord) -> None:
+        """15: an initiator goes on where his journal says that he was."""
+        assert phone.client is not None
+        try:
+            await phone.client.come_back(record)
+        except RegroupFailed:
+            phone.journals.pop(record.group, None)
+            raise
 
     def _do_add(self) -> str | None:
         found = self._initiated()
@@ -121,7 +141,8 @@ class Events(World):
             keys = self.truth.installed.get((user, group.group), {})
             has = any(self.truth.made[key].at >= begun for key in keys)
             proved = self.truth.told_keyed.get((group.group, user), -1.0) >= begun
-            if not (has and proved) and not self._adding[group.group, user]:
+            left = self.truth.told_left.get((group.group, user), -1.0) >= begun
+            if not ((has and proved) or left) and not self._adding[group.group, user]:
                 what = f"{group.initiator} is not told that {user} has no new key of {group.group}"
                 self.truth.violate("5 told", what)
 

@@ -45,8 +45,6 @@ class HostileServer:
     #: user -> (group, I_MESSAGE) that went to him
     seen: dict[str, deque[tuple[str, bytes]]] = field(default_factory=dict)
     proofs: deque[bytes] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
-    #: Call-IDs of invitations whose media it changed
-    downgraded: set[str] = field(default_factory=set)
     process: Process | None = None
     #: user -> until when no key message reaches him
     starved: dict[str, float] = field(default_factory=dict)
@@ -371,7 +369,6 @@ def downgrade(server: HostileServer, message: Message) -> list[bytes] | None:
     else:
         line = b"a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:d0RmdmcmVCspeEc3QGZiNWpVLFJhQX1cfHAwJSoj\r\na=ptime"
         changed = sdp.replace(b"a=ptime", line)
-    server.downgraded.add(message.headers.call_id)
     return _replace(server, message, "application/sdp", changed)
 
 

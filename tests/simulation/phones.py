@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import inspect
 from collections.abc import Callable
 from enum import Enum, auto
 from functools import cache
@@ -17,6 +16,7 @@ from mcptt_sip.mcptt.call import CallSettings, Regroup
 from mcptt_sip.mcptt.client import ClientSettings, McpttClient
 from mcptt_sip.mcptt.distribution import DistributionSettings
 from mcptt_sip.mcptt.invitation import Invitation
+from mcptt_sip.mcptt.journal import GroupRecord, JournalError
 from mcptt_sip.mcptt.policy import Policy
 from mcptt_sip.mcptt.regroup import RegroupSettings
 from mcptt_sip.mcptt.server import McpttServer, ServerSettings
@@ -109,11 +109,30 @@ class WatchedReplay:
         self._cache.close()
 
 
+class WatchedJournal:
+    """One group's journal on the disk of its initiator's phone. The phone may die as it writes."""
+
+    def __init__(self, disk: dict[str, list[str]], group: str, process: Process, network: Network) -> None:
+        self._disk, self._group = disk, group
+        self._process, self._network = process, network
+
+    def append(self, line: str) -> None:
+        if self._process.dead or self._network.blown(self._process):
+            raise JournalError("the dead write nothing")
+        self._disk.setdefault(self._group, []).append(line)
+
+    def lines(self) -> list[str]:
+        return list(self._disk.get(self._group, ()))
+
+    def close(self) -> None:
+        if not self._process.dead:
+            self._disk.pop(self._group, None)
+
+
 class SimulatedClient(McpttClient):
     """The real client with light media."""
 
-    async def _open_media(self) -> Any:
-        return LightMedia(self.uri)
+    media_class = LightMedia  # type: ignore[assignment]
 
 
 class Phone:
@@ -133,6 +152,8 @@ class Phone:
         self.process: Process | None = None
         self.on_event: Callable[[Phone, str, dict[str, Any]], None] = lambda _phone, _name, _details: None
         self.registered = False
+        #: group -> lines of its journal
+        self.journals: dict[str, list[str]] = {}
         self._store = store / f"{name}.replay"
         self._replay: WatchedReplay | None = None
         self._seed = seed
@@ -181,6 +202,7 @@ class Phone:
             ),
             keyring=keyring(self.uri), replay=self._replay, clock=self.clock,
             random=process.random.randbytes, on_event=told, key_observer=installed,
+            journal=lambda group: WatchedJournal(self.journals, group, process, self.network),
         )
         client.on_regroup(self._invited)
         self.client = client
@@ -214,6 +236,11 @@ class Phone:
         else:
             await invitation.accept()
 
+    def unfinished(self) -> list[GroupRecord]:
+        """The groups that it initiated and did not end."""
+        records = [GroupRecord.read(lines) for lines in self.journals.values()]
+        return [record for record in records if record is not None]
+
     def call(self, group: str) -> Regroup | None:
         return self.client.calls.get(group) if self.alive and self.client is not None else None
 
@@ -227,10 +254,10 @@ class PhoneSettings:
     """Shorter times than in life: more happens in an hour."""
 
     transport: str = "tcp"
-    expires: int = 120
+    expires: int = 600
     call: CallSettings = CallSettings(resend_after=1.0, send_attempts=3, add_timeout=15.0)
     distribution: DistributionSettings = DistributionSettings(
-        lifetime=240.0, activation_delay=1.0, transit=0.2, rekey_on_failed_add=True, coalesce=0.5
+        lifetime=400.0, activation_delay=1.0, transit=0.2, rekey_on_failed_add=True, coalesce=0.5
     )
     agent: TransportSettings = TransportSettings(keep_alive=10.0)
 
@@ -295,6 +322,3 @@ def _policy() -> Policy:
 def policy() -> Policy:
     return _policy()
 
-
-#: whether the client keeps a journal of the groups that it initiates
-HAS_JOURNAL = "journal" in inspect.signature(McpttClient).parameters

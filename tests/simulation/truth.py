@@ -102,6 +102,8 @@ class Truth:
         self.sealed: list[Sealed] = []
         #: (group, user) -> when its signer's client last told that this user proved a key
         self.told_keyed: dict[tuple[str, str], float] = {}
+        #: (group, user) -> when he was last told that this user is not in the call
+        self.told_left: dict[tuple[str, str], float] = {}
         self.used: dict[tuple[bytes, int], set[int]] = {}
         self.heard: dict[tuple[Process, bytes, int], set[int]] = {}
         self._watched: deque[tuple[Made, list[bytes]]] = deque(maxlen=WATCHED_KEYS)
@@ -197,8 +199,8 @@ class Truth:
     def forget_groups(self) -> None:
         """All calls are over: a key of theirs that turns up again is nobody's. What was accepted stays known."""
         for table in (
-            self.groups, self.made, self.acknowledged, self.installed, self.told_keyed, self.used, self.heard,
-            self.opened,
+            self.groups, self.made, self.acknowledged, self.installed, self.told_keyed, self.told_left, self.used,
+            self.heard, self.opened,
         ):  # fmt: skip
             table.clear()
 

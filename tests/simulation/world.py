@@ -56,6 +56,8 @@ class World:
         self._adding: Counter[tuple[str, str]] = Counter()
         self._dead: list[Process] = []
         self._ended: deque[tuple[float, Phone, Group, str]] = deque()
+        #: who was in which group
+        self._joined: set[tuple[str, str]] = set()
         #: what users are waiting for
         self._operations = 0
         #: host -> when something last disturbed it
@@ -121,22 +123,32 @@ class World:
         group = self.truth.groups.get(details.get("group", ""))
         match name:
             case "registered":
-                phone.registered = True
+                if not phone.registered:
+                    phone.registered = True
+                    self.came_back(phone)
             case "joined" if (call := phone.call(details["group"])) is not None:
-                if call.session is not None and call.session.call_id in self.hostile.downgraded:
+                self._joined.add((phone.uri, details["group"]))
+                offer = call.session.request.body if call.session is not None else b""
+                if b"a=crypto" in offer or b"RTP/AVP" in offer:
                     self.truth.violate("9 protection", f"{phone.uri} joins a call whose SDP asks for other protection")
             case "established" if group is not None:
-                if not any(told == group.group for told, _ in self.truth.told_keyed):
-                    self.truth.violate("8 keyed", f"{group.group} is established, and nobody proved the key")
                 group.established = True
+            case "revocation-acknowledged" if group is not None:
+                self.truth.told_keyed[group.group, details["user"]] = self.truth.now  # one revokes what one holds
             case "keyed" if group is not None:
                 self.truth.told_keyed[group.group, details["user"]] = self.truth.now
                 call = phone.call(group.group)
                 if call is not None and details["user"] not in call.distribution.named:  # type: ignore[attr-defined]
                     self.truth.violate("8 keyed", f"{details['user']} is told to be keyed, who is not in {group.group}")
+            case "left" if group is not None:
+                self.truth.told_left[group.group, details["user"]] = self.truth.now
             case "ended" if group is not None:
-                if (group.established or phone.uri != group.initiator) and phone.uri not in group.out:
+                there = group.established if phone.uri == group.initiator else (phone.uri, group.group) in self._joined
+                if there and phone.uri not in group.out:
                     self._ended.append((self.truth.now, phone, group, str(details.get("cause"))))
+
+    def came_back(self, phone: Phone) -> None:
+        """A phone is registered after a start."""
 
     def _judge_ends(self) -> None:
         """No call ends without a reason: what is refused or fails in one leaves the others alone."""
