@@ -254,6 +254,15 @@ class Telephone:
             content_type=content_type, now=self.exchange.now, flow=self.flow, credentials=self.credentials,
         )
 
+    def send_key(self, session: InviteSession, user: str) -> ClientRequest:
+        """A key update for one member, in the dialog."""
+        info = McpttInfo(request_uri=uri(user), temporary_group=True, key_operation="update")
+        octets = key_message(self.name, user, next(self.numbers))
+        content_type, body = build_multipart(
+            [Part(documents.MCPTT_INFO, info.encode()), Part(MIKEY, octets)], self.stack.token
+        )
+        return session.send("MESSAGE", body=body, content_type=content_type, now=self.exchange.now)
+
     def subscribe(self, to: str, expires: int = 3600, event: str = "conference") -> Subscription:
         return self.stack.subscribe(
             to, event=event, from_=f"<{self.uri}>", expires=expires, headers=CLIENT_HEADERS, now=self.exchange.now,

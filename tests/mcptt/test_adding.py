@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from mcptt_sip.mcptt.contents import NOT_IN_CALL
 from mcptt_sip.session import Cancelled
 from tests.mcptt.calls import talking
-from tests.mcptt.exchange import Exchange, key_message, uri
+from tests.mcptt.exchange import Exchange, key_message, uri, warning_codes
 
 
 def test_a_user_may_be_added_before_the_call_is_answered() -> None:
@@ -164,3 +165,27 @@ def test_removing_one_who_still_rings_takes_the_invitation_back() -> None:
     exchange.run()
     assert carol.told(Cancelled)
     assert (alice.fragments(added)[-1].status, alice.fragments(removed)[-1].status) == (487, 200)
+
+
+def test_a_key_that_meets_a_removal_goes_to_nobody_who_is_out() -> None:
+    """The update for carol is on its way while she is being removed: what comes after is refused, and says why."""
+    exchange, (alice, bob, carol), session = talking("bob", "carol")
+    exchange.together = True
+    removal = alice.refer(session, "carol", "BYE")
+    updates = {name: alice.send_key(session, name) for name in ("bob", "carol")}
+    exchange.run()
+    assert alice.fragments(removal)[-1].status == 200
+    assert alice.answer_to(updates["bob"]).status == 200
+    late = alice.answer_to(updates["carol"])
+    assert (late.status, warning_codes(late)) == (403, [100]) and NOT_IN_CALL in (late.headers.get("Warning") or "")
+    assert [r.method for r in bob.requests] == ["MESSAGE"] and not carol.requests
+    assert session.established, "a verdict on one user is none on the call"
+
+
+def test_only_the_one_who_leads_the_call_sends_keys_and_only_to_members() -> None:
+    exchange, (alice, bob, _carol), session = talking("bob", "carol")
+    exchange.phone("dave")
+    forged, stranger = bob.send_key(bob.invitations[0], "carol"), alice.send_key(session, "dave")
+    exchange.run()
+    assert warning_codes(bob.answer_to(forged)) == [190] and warning_codes(alice.answer_to(stranger)) == [100]
+    assert not exchange.sent_to(exchange.phones[2], "MESSAGE")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -158,10 +159,26 @@ class Chaos:
             assert refer.terminated, (phone.name, refer)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_whatever_telephones_do_the_books_agree_and_end_empty(seed: int) -> None:
+def run(seed: int) -> None:
     chaos = Chaos(seed)
     for _ in range(60):
         chaos.move()
         chaos.check()
     chaos.end()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_telephones_do_the_books_agree_and_end_empty(seed: int) -> None:
+    run(seed)
+
+
+@pytest.mark.soak
+def test_no_seed_leaves_a_call_behind(soak_seconds: float) -> None:
+    """``make soak``: as many seeds as there is time for; a failing one is named, and replays with :func:`run`."""
+    ends, seed = time.monotonic() + soak_seconds / 6, 1000
+    while time.monotonic() < ends:
+        try:
+            run(seed)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}") from error
+        seed += 1

@@ -236,6 +236,16 @@ def test_a_lost_200_is_repeated_and_without_an_ack_nobody_stays_in_a_call() -> N
     assert clean(exchange)
 
 
+def test_whoever_has_sent_his_200_is_on_the_relay_before_its_ack() -> None:
+    """A floor request may be faster than the ACK of the 200 that allows it."""
+    exchange = Exchange()
+    alice, _bob = exchange.phones_of("alice", "bob")
+    exchange.lose = lambda message, _flow: isinstance(message, Request) and message.method == "ACK"
+    alice.call("bob")
+    exchange.run()
+    assert set(exchange.plane.opened[0].legs) == {uri("alice"), uri("bob")}
+
+
 # --- CANCEL at every step ------------------------------------------------------------------------------------------
 
 

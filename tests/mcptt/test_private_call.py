@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A private call under a PCK, over real sockets: heard, refused, attacked."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcptt_sip.mcptt.callerrors import RegroupFailed
+from mcptt_sip.mcptt.client import McpttClient
+from mcptt_sip.mcptt.privatecall import PrivateCallFunction
+from mcptt_sip.mcptt.privatecalling import PrivateCall, PrivateInvitation
+from mcptt_sip.ops.recording import samples_of
+from media.quality import score
+from mikey import KeyType, TransportKey, seal
+from tests.security.town import PATIENCE, Town, Townsman, town, uri
+
+pytestmark = pytest.mark.network
+DATA = Path(__file__).parents[2] / "scenarios" / "data"
+
+
+def answering(man: Townsman, *, accept: bool = True) -> asyncio.Queue[PrivateCall]:
+    calls: asyncio.Queue[PrivateCall] = asyncio.Queue()
+
+    @man.client.on_private_call
+    async def ask(invitation: PrivateInvitation) -> None:
+        if accept:
+            calls.put_nowait(await invitation.accept())
+        else:
+            invitation.decline()
+
+    return calls
+
+
+async def two(here: Town) -> tuple[Townsman, Townsman, PrivateCall, PrivateCall]:
+    alice, bob = await here.phones("alice", "bob")
+    calls = answering(bob)
+    mine = await alice.client.private_call(uri("bob"))
+    return alice, bob, mine, await asyncio.wait_for(calls.get(), PATIENCE)
+
+
+async def test_two_talk_to_one_another_and_each_hears_the_other(tmp_path: Path) -> None:
+    async with town() as here:
+        alice, bob, mine, his = await two(here)
+        assert (mine.other, his.other) == (uri("bob"), uri("alice"))
+        for call, listener, name in ((mine, bob, "alice"), (his, alice, "bob")):
+            heard = tmp_path / f"{name}.wav"
+            (his if call is mine else mine).media.record(heard)
+            async with call.floor():
+                await call.say(DATA / f"{name}.wav")
+            burst = await listener.until("burst-heard", user=uri(name))
+            (his if call is mine else mine).media.flush_recording()
+            reference, rate = samples_of(DATA / f"{name}.wav")
+            track, _ = samples_of(heard)
+            assert score(reference, track[burst["offset"] : burst["offset"] + burst["samples"]], rate) >= 0.85
+        await mine.leave()
+        await bob.until("ended")
+        assert not here.server.service.private.calls and not bob.client.calls
+
+
+async def test_each_direction_has_a_key_of_its_own_and_ends_with_the_call() -> None:
+    async with town() as here:
+        _, _, mine, his = await two(here)
+        mki = mine.key.mki(mine.key.key_id)
+        assert len(mki) == 4 and mki == his.key.mki(his.key.key_id) and mki[0] >> 4 == KeyType.PCK
+        theirs, ours = mine.find_key(mki), his.find_key(mki)
+        assert theirs is not None and ours is not None and theirs.master_key != ours.master_key
+        assert mine.find_key(b"\x10\0\0\0") is None and mine.talker_guk_ids(uri("alice")) == frozenset()
+        await his.leave()
+        assert his.find_key(mki) is None
+
+
+async def test_a_private_call_ends_with_its_key() -> None:
+    async with town() as here:
+        alice, bob = await here.phones("alice", "bob")
+        answering(bob)
+        call = await alice.client.private_call(uri("bob"))
+        call._expired()
+        assert "expired" in (await alice.until("ended"))["cause"]
+        await bob.until("ended")
+
+
+async def test_a_group_call_and_a_private_call_go_side_by_side() -> None:
+    async with town() as here:
+        alice, bob, mine, _ = await two(here)
+        group = await alice.client.start_regroup(uri("bob"))
+        assert group.distribution.keyed() == {uri("bob")} and not mine.ended.is_set()
+        await group.release()
+        await bob.until("ended", group=group.group)
+        assert not mine.ended.is_set()
+
+
+@pytest.mark.parametrize(
+    ("who", "status", "warning"), [("nobody", 404, "141"), ("alice", 403, "145"), ("carol", 480, "146")]
+)
+async def test_who_cannot_be_called_is_said(who: str, status: int, warning: str) -> None:
+    async with town() as here:
+        alice = await here.phone("alice")
+        with pytest.raises(RegroupFailed) as refusal:
+            await alice.client.private_call(uri(who))
+        assert (refusal.value.status, (refusal.value.warning or "")[:3]) == (status, warning)
+        assert not here.server.service.private.calls and not alice.client.calls
+
+
+async def test_declined_not_allowed_and_busy() -> None:
+    async with town() as here:
+        alice, bob = await here.phones("alice", "bob")
+        answering(bob, accept=False)
+        carol = await here.phone("carol", callers=())
+        answering(carol)
+        await here.phone("dave")
+        for name, status, warning in (("bob", 480, "110"), ("carol", 403, "127"), ("dave", 486, "")):
+            with pytest.raises(RegroupFailed) as refusal:
+                await alice.client.private_call(uri(name))
+            assert (refusal.value.status, (refusal.value.warning or "")[:3]) == (status, warning)
+
+
+async def test_a_call_given_up_while_it_rings_is_over_for_all() -> None:
+    async with town() as here:
+        alice, bob = await here.phones("alice", "bob")
+
+        @bob.client.on_private_call
+        async def ring(invitation: PrivateInvitation) -> None:
+            invitation.session.progress(180, now=bob.client.now())
+            bob.client.transmit()
+
+        calling = asyncio.ensure_future(alice.client.private_call(uri("bob")))
+        await bob.until("invited-privately")
+        await alice.call.leave()
+        with pytest.raises((RegroupFailed, asyncio.CancelledError)):
+            await calling
+        async with asyncio.timeout(PATIENCE):
+            while here.server.service.private.calls:
+                here.news.clear()
+                await here.news.wait()
+
+
+class Lying(PrivateCallFunction):
+    """A server that puts another key message, or another caller, into bob's invitation."""
+
+    lie: Any = None
+
+    def _invite(self, call: Any, place: Any, key: bytes, now: float) -> None:
+        super()._invite(call, place, self.lie(call, key), now)
+
+
+@pytest.mark.parametrize("lie", ["another's", "group key", "replayed"])
+async def test_another_key_message_than_the_callers_is_refused(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with town() as here:
+        alice, bob = await here.phones("alice", "bob")
+        mallory = await here.phone("mallory")
+        answering(bob)
+        now = alice.client.now()
+
+        def forged(client: McpttClient, kind: KeyType) -> bytes:
+            groups = ("sip:tmp-1@mcx.example",) if kind is KeyType.GMK else ()
+            key = TransportKey.generate(kind, expiry=int(now + 600), group_ids=groups)
+            return seal(key, sender=client.uri, recipient=uri("bob"), keyring=client.keyring, now=now).octets
+
+        first = await alice.client.private_call(uri("bob"))
+        assert first.session is not None
+        sent = bob.call.session.request if bob.call.session is not None else None  # type: ignore[attr-defined]
+        assert sent is not None
+        from mcptt_sip.mcptt.contents import read_contents
+
+        instead = {
+            "another's": forged(mallory.client, KeyType.PCK), "group key": forged(alice.client, KeyType.GMK),
+            "replayed": read_contents(sent).mikey or b"",
+        }[lie]
+        await first.leave()
+        await bob.until("ended")
+        function = here.server.service.private
+        honest = function._invite
+        monkeypatch.setattr(function, "_invite", lambda call, place, _key, at: honest(call, place, instead, at))
+        with pytest.raises(RegroupFailed) as refusal:
+            await alice.client.private_call(uri("bob"))
+        assert (refusal.value.status, (refusal.value.warning or "")[:3]) == (488, "136")
+        assert bob.seen("invitation-refused") and not bob.client.calls
