@@ -160,7 +160,7 @@ CASES: dict[str, tuple[int, int, Callable[[], Response]]] = {
         100, 403, response(headers=[(name, str(value).replace(";require;explicit", ""))
                                     for name, value in ACCEPT_CONTACT]),
     ),
-    "another session type": (100, 403, response(session_type="private")),
+    "another session type": (100, 403, response(session_type="ambient-listening")),
     "affiliations of the caller": (102, 486, response({"alice": {"max_affiliations": 0}})),
     "affiliations of the called user": (102, 486, busy_user("bob", max_affiliations=1)),
     "calls of the caller": (103, 486, busy_user("alice", max_simultaneous_calls=1)),
