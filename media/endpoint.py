@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,20 +32,19 @@ from media.errors import (
     SrtpError,
     SsrcClash,
 )
-from media.floor_messages import FloorMessage, decode_all
+from media.floor_channel import FloorChannel
+from media.floor_messages import FloorMessage
 from media.playout import Playout
 from media.reception import Impersonated, Reception, ReceptionSettings
-from media.rtcp import ReceiverReports, Report, decode_report
-from media.rtp import RtpPacket
-from media.srtp import CSK, GROUP, SrtpKey, SrtpReceiver, SrtpSender
+from media.rtp import RtpPacket, random_ssrc
+from media.srtp import GROUP, SrtpKey, SrtpPolicy, SrtpReceiver
 from media.talking import Talker
-from media.udp import Address, Datagrams
+from media.udp import Address, Datagrams, Trace
 
 __all__ = ["MemberMedia", "MemberSettings"]
 
 log = logging.getLogger(__name__)
 
-Trace = Callable[[str, bool, Address, Address, bytes, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +56,8 @@ class MemberSettings:
     #: what is talked and heard, under this payload type; it prevails over what ``reception`` says of them
     codec: Codec = OPUS
     payload_type: int = 96
+    #: how audio is protected: a group's media (:data:`~media.srtp.GROUP`), or that of two under one key
+    protection: SrtpPolicy = GROUP
     #: identifier of the RFC 6051 header extension
     extension_id: int = 1
     #: the burst's time stands in this many packets at its beginning, then at this interval
@@ -102,8 +102,8 @@ class MemberMedia:
     ) -> None:
         self.user = user
         self.settings = settings
-        self.ssrc = _random_ssrc()
-        self.floor_ssrc = _random_ssrc(self.ssrc)
+        self.ssrc = random_ssrc()
+        self.floor_ssrc = random_ssrc(self.ssrc)
         self.find_key: Callable[[bytes], SrtpKey | None] = lambda _mki: None
         self.talker_guk_ids: Callable[[str], Collection[bytes]] = lambda _user: ()
         self.on_event: Callable[[str, dict[str, Any]], None] = lambda _name, _details: None
@@ -115,20 +115,23 @@ class MemberMedia:
         self._loop = asyncio.get_running_loop()
         self._audio_peer: Address | None = None
         self._floor_peer: Address | None = None
-        self._receiver = SrtpReceiver(lambda mki: self.find_key(mki), GROUP, own_ssrcs={self.ssrc})
+        self._receiver = SrtpReceiver(
+            lambda mki: self.find_key(mki), settings.protection, own_ssrcs={self.ssrc}
+        )
         self._talker = Talker(
             self.ssrc,
-            lambda octets: self._transmit("audio", octets),
+            self._speak,
             payload_type=settings.payload_type,
             extension_id=settings.extension_id,
             codec=settings.codec,
             bit_rate=settings.bit_rate,
             timed_packets=settings.timed_packets,
             timed_interval=settings.timed_interval,
+            protection=settings.protection,
         )
-        self._floor_receiver: SrtpReceiver | None = None
-        self._floor_sender: SrtpSender | None = None
-        self._participant = floor.FloorParticipant(ssrc=self.floor_ssrc, settings=settings.floor, user=user)
+        self._channel = FloorChannel(
+            user, self.floor_ssrc, settings.codec.clock_rate, settings.floor, lambda mki: self.find_key(mki), self._owns
+        )
         self._outcome: asyncio.Future[None] | None = None
         self._has_floor = False
         self._lost_floor: FloorError | None = None
@@ -137,8 +140,6 @@ class MemberMedia:
         self._playout = Playout(self._reception, clock, settings.codec)
         self._timer: asyncio.TimerHandle | None = None
         self._keepalive_due: float | None = None
-        self._heard_server = 0.0
-        self._reports = ReceiverReports(self.floor_ssrc, settings.codec.clock_rate)
         self._microphone: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -189,30 +190,45 @@ class MemberMedia:
         """The server's addresses; from now on it is talked to, and only it is listened to."""
         self._audio_peer, self._floor_peer = audio, floor
         now = self._loop.time()
-        self._heard_server = now
-        self._participant.call_established(now)
+        self._channel.heard = now
+        self._channel.machine.call_established(now)
         if self.settings.keepalive:
             self._keepalive_due = now
         self._advance()
 
     def set_csk(self, key: SrtpKey) -> None:
         """The key of floor control between this member and the server (4-octet MKI), both ways."""
-        self._floor_receiver = SrtpReceiver(
-            lambda mki: key if mki == key.mki else None, CSK, own_ssrcs={self.floor_ssrc}
-        )
-        if self._floor_sender is None:
-            self._floor_sender = SrtpSender(key, self.floor_ssrc, CSK)
-        else:
-            self._floor_sender.set_key(key)
+        self._channel.set_csk(key)
+
+    def arbitrate(self, order: Sequence[str], members: Sequence[str] = ()) -> None:
+        """Members arbitrate, in this order (the key's signer, then his deputies), over a server that reads nothing.
+        Before :meth:`connect`; ``members`` are the others in the call."""
+        self._channel.arbitrate(order)
+        for user in members:
+            self.member_joined(user)
+
+    def member_joined(self, user: str, priority: int = 0) -> None:
+        """Another is in a call whose members arbitrate; ``priority`` is the highest that he may use."""
+        if self._channel.members is not None:
+            self._channel.members.joined(user, self._loop.time(), priority)
+            self._advance()
+
+    def member_left(self, user: str) -> None:
+        """Another has left such a call."""
+        if self._channel.members is not None:
+            self._channel.members.left(user, self._loop.time())
+            self._advance()
 
     def set_sending_key(self, key: SrtpKey | None) -> None:
         """Audio goes out under ``key`` from the next packet on; with ``None`` no audio goes out at all."""
         self._talker.set_key(key)
+        self._channel.set_group_key(key)
         self._reception.forget_owners()
 
     def retire_key(self, gmk_id: bytes) -> None:
         """Lets go of every key whose MKI begins with the GMK-ID (4 octets); ``find_key`` is asked anew."""
         self._receiver.retire(gmk_id)
+        self._channel.retire(gmk_id)
         self._reception.forget_owners()
 
     @property
@@ -265,7 +281,7 @@ class MemberMedia:
     def press(self, priority: int = 0) -> None:
         """Asks for the floor; what comes of it is told by events."""
         self._lost_floor = None
-        self._participant.press(self._loop.time(), priority)
+        self._channel.machine.press(self._loop.time(), priority)
         self._advance()
 
     def release(self) -> None:
@@ -274,7 +290,7 @@ class MemberMedia:
         self._has_floor = False
         if self._reception.holder == self.user:
             self._reception.floor(None, self._loop.time())
-        self._participant.release(self._loop.time())
+        self._channel.machine.release(self._loop.time())
         self._advance()
 
     def _floor_event(self, event: floor.Event) -> None:
@@ -317,7 +333,7 @@ class MemberMedia:
                 self.on_event("server-silent", {})
                 self._decide(FloorError("the server does not answer"))
             case floor.Released():
-                if self._participant.state is floor.ParticipantState.HAS_NO_PERMISSION:
+                if self._channel.state is floor.ParticipantState.HAS_NO_PERMISSION:
                     self._decide(FloorError("the floor was given back"))
 
     def _decide(self, error: FloorError | None) -> None:
@@ -402,15 +418,18 @@ class MemberMedia:
     # --- datagrams ------------------------------------------------------------------------------------
 
     def _transmit(self, kind: str, octets: bytes) -> None:
-        socket, peer = (
-            (self._audio, self._audio_peer) if kind == "audio" else (self._floor, self._floor_peer)
-        )
+        audio = kind == "audio"
+        socket, peer = (self._audio, self._audio_peer) if audio else (self._floor, self._floor_peer)
         if peer is None:
             self.counters["unsent-not-connected"] += 1
             return
         socket.send(octets, peer)
         if self.trace is not None:
             self.trace(kind, True, socket.address, peer, octets, self._clock())
+
+    def _speak(self, octets: bytes) -> None:
+        self._channel.media_sent(self._loop.time())
+        self._transmit("audio", octets)
 
     def _audio_received(self, octets: bytes, source: Address) -> None:
         if self.tap is not None:
@@ -432,8 +451,8 @@ class MemberMedia:
             log.debug("audio packet dropped: %s", error)
             return
         now = self._loop.time()
-        self._reports.packet(packet.ssrc, packet.sequence, packet.timestamp, now)
-        self._participant.media_received(now)
+        self._channel.reports.packet(packet.ssrc, packet.sequence, packet.timestamp, now)
+        self._channel.media_received(opened.mki, now)
         self._reception.receive(packet, opened.mki, now, self._clock())
         self._advance()
 
@@ -441,16 +460,11 @@ class MemberMedia:
         if self.trace is not None:
             self.trace("floor", False, self._floor.address, source, octets, self._clock())
         self.counters["floor-received"] += 1
-        if source != self._floor_peer or self._floor_receiver is None:
+        if source != self._floor_peer:
             self.counters["floor-unknown-source"] += 1
             return
         try:
-            plain = self._floor_receiver.unprotect_rtcp(octets).data
-            if plain[1] in (200, 201):  # the server's keep-alive
-                self._heard_server = self._loop.time()
-                self._reports.server_report(decode_report(plain), self._heard_server)
-                return
-            messages = decode_all(plain)
+            plain, messages = self._channel.open(octets, self._loop.time())
         except SsrcClash:
             # two senders of one (key, SSRC) would share an IV: security rule 18
             self.on_event("ssrc-clash", {})
@@ -459,21 +473,23 @@ class MemberMedia:
             self.counters["floor-dropped"] += 1
             log.debug("floor message dropped: %s", error)
             return
-        self._heard_server = self._loop.time()
+        if not messages:  # the server's keep-alive
+            return
         if self.trace is not None:
             self.trace("floor-opened", False, self._floor.address, source, plain, self._clock())
-        for message in messages:
-            self._participant.receive(message, self._loop.time())
+        for sender, message in messages:
+            self._channel.receive(sender, message, self._loop.time())
         self._advance()
 
     def _send_floor(self, message: FloorMessage) -> None:
-        if self._floor_sender is None or self._floor_peer is None:
+        plain = message.encode()
+        protected = None if self._floor_peer is None else self._channel.protect(plain)
+        if protected is None or self._floor_peer is None:
             self.counters["unsent-not-connected"] += 1
             return
-        plain = message.encode()
         if self.trace is not None:
             self.trace("floor-opened", True, self._floor.address, self._floor_peer, plain, self._clock())
-        self._transmit("floor", self._floor_sender.protect_rtcp(plain))
+        self._transmit("floor", protected)
         self.counters["floor-sent"] += 1
 
     def _owns(self, user: str, mki: bytes) -> bool:
@@ -486,9 +502,10 @@ class MemberMedia:
         if self._closed:
             return
         now = self._loop.time()
-        self._participant.handle_timer(now)
+        machine = self._channel.machine
+        machine.handle_timer(now)
         self._keep_alive(now)
-        while (events := self._participant.events()) or (messages := self._participant.to_send()):
+        while (events := machine.events()) or (messages := machine.to_send()):
             if events:
                 for event in events:
                     self._floor_event(event)
@@ -512,26 +529,24 @@ class MemberMedia:
     def _keep_alive(self, now: float) -> None:
         if self._keepalive_due is not None and now >= self._keepalive_due:
             self._keepalive_due = now + self.settings.keepalive
-            if self._floor_sender is None:
-                self._transmit("audio", b"")
-            else:
-                # authentic, so that the server may believe the address that it comes from
-                self._transmit("audio", self._floor_sender.protect_rtcp(Report(self.floor_ssrc).encode()))
-                self._transmit("floor", self._floor_sender.protect_rtcp(self._reports.report(now).encode()))
+            audio, floor_ = self._channel.keep_alive(now)
+            self._transmit("audio", audio)
+            if floor_ is not None:
+                self._transmit("floor", floor_)
         silence = self.settings.silence
-        if silence and self._floor_peer is not None and now - self._heard_server >= silence:
-            self._heard_server = now
+        if silence and self._floor_peer is not None and now - self._channel.heard >= silence:
+            self._channel.heard = now
             self.on_event("server-silent", {})
 
     def _set_timer(self, now: float) -> None:
         due = [
-            self._participant.next_timer(),
+            self._channel.machine.next_timer(),
             self._reception.next_timer(),
             self._playout.next_timer(),
             self._keepalive_due,
         ]
         if self.settings.silence and self._floor_peer is not None:
-            due.append(self._heard_server + self.settings.silence)
+            due.append(self._channel.heard + self.settings.silence)
         at = min((moment for moment in due if moment is not None), default=None)
         if self._timer is not None:
             self._timer.cancel()
@@ -577,17 +592,10 @@ class MemberMedia:
             with contextlib.suppress(asyncio.CancelledError, MediaError):
                 self._microphone.cancel()
                 await self._microphone
-        self._participant.call_released(self._loop.time())
+        self._channel.machine.call_released(self._loop.time())
         self._reception.stop()
         self._hear(self._loop.time())
         self._playout.close()
         log.info("media of %s closed: %s", self.user, self.statistics())
         self._audio.close()
         self._floor.close()
-
-
-def _random_ssrc(*others: int) -> int:
-    """From system randomness, anew for every start (RFC 3711 9.1; security rule 1)."""
-    while (ssrc := secrets.randbits(32)) in (0, *others):
-        pass
-    return ssrc

@@ -26,6 +26,7 @@ from media.errors import KeyExhausted, MalformedPacket, Replayed, SrtpError, Ssr
 from media.srtp_ciphers import (
     CSK,
     GROUP,
+    PRIVATE,
     SrtpKey,
     SrtpPolicy,
     SrtpTransform,
@@ -34,7 +35,7 @@ from media.srtp_ciphers import (
     transform,
 )
 
-__all__ = ["CSK", "GROUP", "SrtpKey", "SrtpPolicy", "SrtpReceiver", "SrtpSender", "Unprotected"]
+__all__ = ["CSK", "GROUP", "PRIVATE", "SrtpKey", "SrtpPolicy", "SrtpReceiver", "SrtpSender", "Unprotected"]
 
 _SEQUENCE_SSRC = struct.Struct(">H4xI").unpack_from
 _MAX_ROC = 0xFFFFFFFF

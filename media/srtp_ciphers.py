@@ -112,6 +112,8 @@ GROUP = SrtpPolicy()
 GROUP_256 = SrtpPolicy(key_length=32)
 #: floor control between a client and its server under the CSK (TS 33.180 9.4): MKI = CSK-ID
 CSK = SrtpPolicy(mki_length=4, roc_rate=0)
+#: media of a call of two under a private call key (33.180 7.4): MKI = PCK-ID, the ROC is not in the packet
+PRIVATE = CSK
 #: the profiles of RFC 4568 without an MKI; ``dataclasses.replace(…, mki_length=4)`` for one with
 AES_CM_128_HMAC_SHA1_80 = SrtpPolicy(
     mki_length=0, roc_rate=0, salt_length=14, cipher=SrtpCipher.AES_CM_HMAC_SHA1, tag_length=10

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from media.codec import FRAME_SECONDS, SILENCE
 from media.codecs import OPUS, Codec
 from media.rtp import RtpPacket
-from media.srtp import GROUP, SrtpKey, SrtpSender
+from media.srtp import GROUP, SrtpKey, SrtpPolicy, SrtpSender
 
 __all__ = ["Talker"]
 
@@ -34,6 +34,7 @@ class Talker:
         bit_rate: int = 24000,
         timed_packets: int = 3,
         timed_interval: float = 0.5,
+        protection: SrtpPolicy = GROUP,
     ) -> None:
         self.ssrc = ssrc
         self.sent = 0
@@ -53,6 +54,7 @@ class Talker:
         self._bit_rate = bit_rate
         self._timed_packets = timed_packets
         self._timed_interval = timed_interval
+        self._protection = protection
         self._sender: SrtpSender | None = None
         self._may_send = False
         # in the lower half, so that loss at the beginning cannot make a receiver guess wrong (RFC 3711 3.3.1)
@@ -66,7 +68,7 @@ class Talker:
         if key is None:
             return
         if self._sender is None:
-            self._sender = SrtpSender(key, self.ssrc, GROUP)
+            self._sender = SrtpSender(key, self.ssrc, self._protection)
         else:
             self._sender.set_key(key)
 

@@ -41,6 +41,13 @@ from mcptt_sip.mcptt.journal import GroupRecord, Journal, NoJournal
 from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MIKEY, GroupTerms
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.policy import warning_text
+from mcptt_sip.mcptt.privatecalling import (
+    PrivateCall,
+    PrivateInvitation,
+    call_privately,
+    is_private,
+    read_private_invitation,
+)
 from mcptt_sip.mcptt.registration import Registration
 from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import RequestFailed, ResponseReceived
@@ -57,7 +64,7 @@ from mcptt_sip.subscription import Notified, Subscription, SubscriptionEnded
 from mcptt_sip.trace import TraceSink
 from mcptt_sip.transport import TransportSettings
 from mcptt_sip.uri import SipUri
-from media.endpoint import MemberMedia
+from media.endpoint import MemberMedia, MemberSettings
 from media.srtp import SrtpKey
 from mikey import Keyring, KeyType, MikeyError, ReplayCache, TransportKey, seal, srtp_keys
 
@@ -86,6 +93,7 @@ class ClientSettings:
 
 
 RegroupHandler = Callable[[Invitation], Awaitable[None]]
+PrivateHandler = Callable[[PrivateInvitation], Coroutine[Any, Any, None]]
 EventSink = Callable[[str, dict[str, Any]], None]
 KeyObserver = Callable[[str, TransportKey], None]
 MediaTrace = Callable[[str, bool, tuple[str, int], tuple[str, int], bytes, float], None]
@@ -136,6 +144,7 @@ class McpttClient(ClientRequests):
         #: (transport, host, port) of each listener, once started
         self.addresses: list[tuple[str, str, int]] = []
         self._handler: RegroupHandler | None = None
+        self._private_handler: PrivateHandler | None = None
         self._sink = on_event
         self._media_trace = media_trace
         self.key_observer = key_observer
@@ -221,7 +230,7 @@ class McpttClient(ClientRequests):
         return regroup
 
     async def _initiated(self, distribution: KeyDistribution) -> InitiatedRegroup:
-        media = await self._open_media()
+        media = await self.open_media()
         regroup = self.initiated_class(self, distribution.group, media, distribution, self.settings.call)
         self.attach(regroup)
         return regroup
@@ -293,6 +302,9 @@ class McpttClient(ClientRequests):
 
     def _invited(self, session: InviteSession) -> None:
         try:
+            if is_private(session):
+                self._invited_privately(read_private_invitation(self, session))
+                return
             invitation = read_invitation(self, session)
         except (SipError, MikeyError, ValueError) as error:
             # one answer for every reason: what exactly failed stays in the local log
@@ -314,6 +326,26 @@ class McpttClient(ClientRequests):
             return
         self.spawn(self._ask(invitation))
 
+    def _invited_privately(self, invitation: PrivateInvitation) -> None:
+        session = invitation.session
+        self.emit("invited-privately", user=invitation.caller, call_id=session.call_id)
+        if not self._may_be_called_by(invitation.caller):
+            self.emit("invitation-refused", call_id=session.call_id, reason="CallerNotAllowed")
+            session.reject(403, headers=warning_header(self.domain, warning_text(127)), now=self.now())
+        elif self._private_handler is None:
+            session.reject(486, now=self.now())
+        else:
+            self.spawn(self._private_handler(invitation))
+
+    def on_private_call(self, handler: PrivateHandler) -> PrivateHandler:
+        """Registers who is asked about a private call whose signature and key are in order."""
+        self._private_handler = handler
+        return handler
+
+    async def private_call(self, user: str) -> PrivateCall:
+        """Calls ``user`` alone, under a key that only the two hold. Raises :class:`RegroupFailed`."""
+        return await call_privately(self, user)
+
     def _may_be_called_by(self, caller: str) -> bool:
         """This user's own policy, by the identity that signed (step 5, rule 22)."""
         if self.settings.callers is None:
@@ -331,7 +363,7 @@ class McpttClient(ClientRequests):
         return warning_header(self.domain, warning_text(136))
 
     async def accept(self, invitation: Invitation) -> Regroup:
-        media = await self._open_media()
+        media = await self.open_media()
         regroup = self.member_class(self, invitation.group, invitation.initiator, media, invitation.terms)
         self.attach(regroup)
         regroup.session = invitation.session
@@ -357,10 +389,13 @@ class McpttClient(ClientRequests):
         regroup.emit("joined", user=invitation.initiator)
         return regroup
 
-    async def _open_media(self) -> MemberMedia:
+    async def open_media(self, settings: MemberSettings | None = None) -> MemberMedia:
+        """Media sockets of a call, with this client's CSK for floor control."""
         master, salt = srtp_keys(self.csk, csb_id=self.csk.key_id, cs_id=6)
         csk = SrtpKey(master.reveal(), salt.reveal(), self.csk.mki(self.csk.key_id))
-        media = await self.media_class.open(self.settings.host, user=self.uri, clock=self.now)
+        media = await self.media_class.open(
+            self.settings.host, user=self.uri, clock=self.now, settings=settings
+        )
         media.set_csk(csk)
         media.trace = self._media_trace
         return media
@@ -392,11 +427,11 @@ class McpttClient(ClientRequests):
         match event:
             case InviteReceived(session):
                 self._invited(session)
-            case Progressed(session, response) if isinstance(session.context, InitiatedRegroup):
+            case Progressed(session, response) if isinstance(session.context, InitiatedRegroup | PrivateCall):
                 session.context.on_progress(response)
-            case Answered(session, response) if isinstance(session.context, InitiatedRegroup):
+            case Answered(session, response) if isinstance(session.context, InitiatedRegroup | PrivateCall):
                 session.context.on_answered(response)
-            case Refused(session, response, cause) if isinstance(session.context, InitiatedRegroup):
+            case Refused(session, response, cause) if isinstance(session.context, InitiatedRegroup | PrivateCall):
                 session.context.on_refused(response, cause)
             case Ended(session, cause, request) if isinstance(session.context, Regroup):
                 session.context.on_session_ended(cause, request)

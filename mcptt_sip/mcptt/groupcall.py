@@ -42,6 +42,10 @@ class MediaPlane(Protocol):
         the controlling function is told."""
         ...
 
+    def open_private(self, label: str) -> GroupMedia:
+        """The same for a private call, whose packets carry the PCK-ID alone."""
+        ...
+
 
 #: told what happened in a call, for the operator: (name, details); must not block
 Observer = Callable[[str, dict[str, Any]], None]

@@ -31,6 +31,7 @@ from mcptt_sip.trace import TraceSink
 from mcptt_sip.transport import TransportSettings
 from media.floor_messages import FloorIndicator
 from media.floor_server import FloorServerSettings
+from media.relay import RelaySettings
 from media.relay_endpoint import GroupRelay, GroupRelaySettings
 from media.srtp import SrtpKey
 from mikey import Keyring, ReplayCache, TransportKey, srtp_keys, verify
@@ -69,6 +70,10 @@ URGENT = {
     Urgency.IMMINENT_PERIL: FloorIndicator.IMMINENT_PERIL,
     Urgency.EMERGENCY: FloorIndicator.EMERGENCY,
 }
+
+
+#: what the packets of a private call end with: the tag, and the PCK-ID as MKI
+PRIVATE_PACKETS = RelaySettings(mki_length=4, trailer=0, min_packet=12 + 16 + 4)
 
 
 class RelayedMedia:
@@ -128,6 +133,13 @@ class RelayPlane:
                 self.silent(group)
 
         relay.on_event = told
+        return RelayedMedia(relay)
+
+    def open_private(self, label: str) -> GroupMedia:
+        indicator = FloorIndicator.NORMAL | FloorIndicator.QUEUEING
+        settings = GroupRelaySettings(relay=PRIVATE_PACKETS)
+        relay = GroupRelay(label, self._host, clock=self._clock, settings=settings, indicator=indicator)
+        relay.trace = self._trace
         return RelayedMedia(relay)
 
 
@@ -209,6 +221,7 @@ class McpttServer:
         if self._timer is not None:
             self._timer.cancel()
         self.controlling.release_all("the server is going down", self.now())
+        self.service.private.release_all(self.now())
         self._agent.transmit()
         await self._agent.close()
 

@@ -15,6 +15,7 @@ from mcptt_sip.mcptt.groupcall import ControllingSettings, KeyMessageCheck, Leg,
 from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MIKEY
 from mcptt_sip.mcptt.participating import Answer, ParticipatingFunction
 from mcptt_sip.mcptt.policy import Policy, warning_text
+from mcptt_sip.mcptt.privatecall import PRIVATE_SESSION, PrivateCallFunction, PrivateLeg
 from mcptt_sip.mcptt.regroup import RegroupSettings
 from mcptt_sip.mcptt.userprofile import UserProfile
 from mcptt_sip.registrar import Registrar
@@ -47,11 +48,16 @@ class McpttService:
     """
 
     def __init__(
-        self, stack: SipStack, participating: ParticipatingFunction, controlling: ControllingFunction
+        self,
+        stack: SipStack,
+        participating: ParticipatingFunction,
+        controlling: ControllingFunction,
+        private: PrivateCallFunction,
     ) -> None:
         self.stack = stack
         self.participating = participating
         self.controlling = controlling
+        self.private = private
 
     def handle(self, event: object, now: float) -> None:
         """One event of the stack."""
@@ -69,6 +75,8 @@ class McpttService:
                     log.info("call-id=%s request not readable: %s", incoming.request.headers.call_id, error)
                     if not incoming.answered:
                         incoming.respond(error.status, now=now)
+            case Answered() | Refused() | Cancelled() | Ended() if isinstance(event.session.context, PrivateLeg):
+                self._private(event, event.session.context, now)
             case Answered(session, response) if isinstance(session.context, Leg):
                 try:
                     contents = read_contents(response)
@@ -97,11 +105,30 @@ class McpttService:
             case _:
                 log.debug("event %s", type(event).__name__)
 
+    def _private(self, event: Answered | Refused | Cancelled | Ended, leg: PrivateLeg, now: float) -> None:
+        match event:
+            case Answered(_, response):
+                try:
+                    contents = read_contents(response)
+                except SipError as error:
+                    log.warning("call-id=%s answer not readable: %s", leg.session.call_id, error)
+                    contents = None
+                self.private.answered(leg, contents, now)
+            case Refused(_, response, _):
+                status = response.status if response is not None else 408
+                self.private.refused(leg, status, warning_of(response) if response is not None else None, now)
+            case Cancelled():
+                self.private.cancelled(leg, now)
+            case Ended():
+                self.private.ended(leg, now)
+
     def next_timer(self) -> float | None:
-        return self.controlling.next_timer()
+        due = (self.controlling.next_timer(), self.private.next_timer())
+        return min((at for at in due if at is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
         self.controlling.handle_timer(now)
+        self.private.handle_timer(now)
 
     def _invited(self, session: InviteSession, now: float) -> None:
         known = self.participating.authenticate(session.request, now)
@@ -113,7 +140,14 @@ class McpttService:
             log.info("call-id=%s user=%s is not registered", session.call_id, known.uri)
             session.reject(403, headers=self._warning(warning_text(100, "missing registration")), now=now)
             return
-        self.controlling.invited(session, caller, now)
+        try:
+            contents = read_contents(session.request)
+        except SipError:
+            contents = None  # the controlling function says what is wrong with it
+        if contents is not None and contents.info.session_type == PRIVATE_SESSION:
+            self.private.invited(session, caller, contents, now)
+        else:
+            self.controlling.invited(session, caller, now)
 
     def _requested(self, incoming: ServerRequest, now: float) -> None:
         method = incoming.request.method
@@ -204,7 +238,11 @@ def assemble(
         token=token,
         observe=observe,
     )
-    return McpttService(stack, participating, controlling)
+    private = PrivateCallFunction(
+        stack, settings=settings, policy=policy, destinations=participating.destinations, check_key=check_key,
+        media=media, token=token, ring_time_limit=regroup_settings().ring_time_limit, observe=observe,
+    )
+    return McpttService(stack, participating, controlling, private)
 
 
 __all__ = ["McpttService", "assemble"]

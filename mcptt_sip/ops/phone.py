@@ -27,6 +27,7 @@ from mcptt_sip.mcptt.distribution import DistributionSettings
 from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from mcptt_sip.mcptt.invitation import Invitation
 from mcptt_sip.mcptt.policy import Commencement, Urgency
+from mcptt_sip.mcptt.privatecalling import PrivateInvitation
 from mcptt_sip.mcptt.userkeys import KeySource, held_keys
 from mcptt_sip.ops.capture import Capture
 from mcptt_sip.ops.eavesdrop import KeyFile, Mirror, Tap
@@ -72,6 +73,7 @@ class Phone:
         self.waiting: Invitation | None = None
         self.stopped = asyncio.Event()
         client.on_regroup(self._invited)
+        client.on_private_call(self._called)
 
     # --- calls ----------------------------------------------------------------------------------------
 
@@ -114,6 +116,13 @@ class Phone:
                 self.waiting = invitation
                 emit("ringing", group=invitation.group, user=invitation.initiator)
 
+    async def _called(self, invitation: PrivateInvitation) -> None:
+        """A private call: answered, or declined by a phone that does not answer by itself."""
+        if self.settings.answer in ("auto", "asked"):
+            self._instrument(await invitation.accept())
+        else:
+            invitation.decline()
+
     async def _accept(self, invitation: Invitation) -> None:
         call = await invitation.accept()
         self._instrument(call)
@@ -126,6 +135,10 @@ class Phone:
     async def do_call(self, *users: str) -> dict[str, Any]:
         """call USER [USER ...]: a temporary group call with these users; the first is invited, the others added"""
         return await self._call(users, CallOptions())
+
+    async def do_private(self, user: str) -> None:
+        """private USER: a call with this user alone, under a key that only the two hold"""
+        self._instrument(await self.client.private_call(self.uri(user)))
 
     async def do_emergency(self, *users: str) -> dict[str, Any]:
         """emergency USER [USER ...]: the same as an emergency call, which goes before others"""

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mcptt_sip.mcptt.callerrors import RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
-from mcptt_sip.mcptt.privatecall import PrivateCallFunction
+from mcptt_sip.mcptt.contents import read_contents
 from mcptt_sip.mcptt.privatecalling import PrivateCall, PrivateInvitation
 from mcptt_sip.ops.recording import samples_of
 from media.quality import score
@@ -138,15 +137,6 @@ async def test_a_call_given_up_while_it_rings_is_over_for_all() -> None:
                 await here.news.wait()
 
 
-class Lying(PrivateCallFunction):
-    """A server that puts another key message, or another caller, into bob's invitation."""
-
-    lie: Any = None
-
-    def _invite(self, call: Any, place: Any, key: bytes, now: float) -> None:
-        super()._invite(call, place, self.lie(call, key), now)
-
-
 @pytest.mark.parametrize("lie", ["another's", "group key", "replayed"])
 async def test_another_key_message_than_the_callers_is_refused(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with town() as here:
@@ -164,8 +154,6 @@ async def test_another_key_message_than_the_callers_is_refused(lie: str, monkeyp
         assert first.session is not None
         sent = bob.call.session.request if bob.call.session is not None else None  # type: ignore[attr-defined]
         assert sent is not None
-        from mcptt_sip.mcptt.contents import read_contents
-
         instead = {
             "another's": forged(mallory.client, KeyType.PCK), "group key": forged(alice.client, KeyType.GMK),
             "replayed": read_contents(sent).mikey or b"",
