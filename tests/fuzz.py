@@ -25,8 +25,12 @@ from mcptt_sip.errors import ParseError, SipError
 from mcptt_sip.headers import NameAddr
 from mcptt_sip.mcptt.contents import SipFragment, read_contents
 from mcptt_sip.mcptt.documents import ConferenceInfo, McpttInfo, ResourceLists
+from mcptt_sip.mcptt.journal import GroupRecord, entry
 from mcptt_sip.mcptt.keying import Acknowledgement, GroupTerms, i_message
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
+from mcptt_sip.mcptt.memberlist import read_members, sign_members
+from mcptt_sip.mcptt.policy import Policy
+from mcptt_sip.mcptt.userprofile import UserProfile
 from mcptt_sip.message import MessageFramer, Request, parse
 from mcptt_sip.uri import parse_uri
 from media import floor_messages
@@ -139,6 +143,10 @@ def targets() -> dict[str, Target]:
         "resource-lists": Target(ResourceLists.decode, [ResourceLists(("sip:a@b",)).encode()], sip),
         "conference-info": Target(ConferenceInfo.decode, [roster], sip),
         "acknowledgement": Target(Acknowledgement.decode, [bytes(200)], sip),
+        "user-profile": Target(UserProfile.decode, [UserProfile("sip:alice@mcx.example").encode()], sip),
+        "member-list": Target(read_list, [member_list()], sip),
+        "journal": Target(lambda o: GroupRecord.read(text(o).splitlines()), [JOURNAL], sip),
+        "policy": Target(lambda o: Policy.parse(text(o)), [POLICY], sip),
         "group-terms": Target(lambda o: GroupTerms.parse(text(o)), [str(GroupTerms()).encode()], sip),
         "key-part": Target(i_message, [*keys[:3], base64.b64encode(keys[0])], sip + mikey),
         "regroup-sdp": Target(GroupMediaDescription.decode, [sdp], sip + media),
@@ -154,6 +162,25 @@ def targets() -> dict[str, Target]:
         "srtp": Target(SrtpReceiver(lambda _mki: KEY).unprotect, [packet + bytes(28)], media),
         "floor": Target(floor_messages.decode_all, floor_seeds(), media),
     }
+
+
+JOURNAL = "\n".join([
+    entry("group", group="sip:tmp-1@mcx.example", signer="sip:alice@mcx.example", terms=str(GroupTerms())),
+    entry("sealed", user="sip:bob@mcx.example", gmk_id="00000001", t=1.5), entry("removed", user="sip:bob@mcx.example"),
+]).encode()  # fmt: skip
+POLICY = (
+    b'[user."sip:alice@mcx.example"]\npassword = "x"\nallow-regroup = true\n'
+    b'PrivateCallList = ["sip:bob@mcx.example"]\n'
+)
+
+
+def member_list() -> bytes:
+    return sign_members("sip:tmp-1@mcx.example", "sip:alice@mcx.example", 1, ["sip:bob@mcx.example"],
+                        lambda _octets: bytes(129), 1.5)  # fmt: skip
+
+
+def read_list(octets: bytes) -> None:
+    read_members(octets, group="sip:tmp-1@mcx.example", signers=["sip:alice@mcx.example"], verify=lambda *_: None)
 
 
 def kms_seeds() -> list[bytes]:
