@@ -50,8 +50,8 @@ floor control, on-network every message and field of TS 24.380 8.2, releases 13 
                           arbitration (6.3.4) and towards each participant (6.3.5): queue, priorities,
                           pre-emption, audio cut-in, broadcast and receive-only members, implicit request,
                           acknowledgements, emergency and imminent peril
-floor control by members  the signer's client arbitrates, his deputies after him, the server copies unread: the
-                          machines; no endpoint yet
+floor control by members  the signer's client arbitrates, his deputies after him; the server copies unread, so it
+                          can neither filter by the floor nor follow members to other addresses
 floor control, other      dual floor, multi-talker, MBMS, off-network: read and written, not acted upon
 codecs                    Opus (libopus, else PyAV), G.722, PCMA, PCMU; AMR-WB in both packings of RFC 4867 where
                           its libraries are; EVS: relayed, not spoken. 20 ms of 16 kHz mono in each packet
@@ -170,6 +170,7 @@ if TYPE_CHECKING:
     from media.rtcp import decode_report as decode_report
     from media.rtp import NTP_64 as NTP_64
     from media.rtp import RtpPacket as RtpPacket
+    from media.rtp import random_ssrc as random_ssrc
     from media.sdp import McpttFmtp as McpttFmtp
     from media.sdp import MediaDescription as MediaDescription
     from media.sdp import SessionDescription as SessionDescription
@@ -191,6 +192,8 @@ if TYPE_CHECKING:
     from media.tracks import loudspeaker as loudspeaker
     from media.tracks import microphone as microphone
     from media.tracks import record as record
+    from media.unread_relay import UnreadRelay as UnreadRelay
+    from media.unread_relay import UnreadRelaySettings as UnreadRelaySettings
     from media.webrtc import PeerMember as PeerMember
 
 _HOME = {
@@ -226,6 +229,7 @@ _HOME = {
     "Unprotected": "srtp",
     "RtpPacket": "rtp",
     "NTP_64": "rtp",
+    "random_ssrc": "rtp",
     "SessionDescription": "sdp",
     "MediaDescription": "sdp",
     "McpttFmtp": "sdp",
@@ -312,6 +316,8 @@ _HOME = {
     "PeerMember": "webrtc",
     "MemberFloor": "floor_members",
     "MemberFloorSettings": "floor_members",
+    "UnreadRelay": "unread_relay",
+    "UnreadRelaySettings": "unread_relay",
 }
 
 __all__ = list(_HOME)

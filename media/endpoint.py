@@ -42,7 +42,6 @@ from media.talking import Talker
 from media.udp import Address, Datagrams, Trace
 
 __all__ = ["MemberMedia", "MemberSettings"]
-
 log = logging.getLogger(__name__)
 
 

@@ -98,6 +98,11 @@ class MemberFloor:
         return self._server is not None
 
     @property
+    def members(self) -> tuple[str, ...]:
+        """The others in the call."""
+        return tuple(self._members)
+
+    @property
     def state(self) -> ParticipantState:
         """Of this member's own floor."""
         return self.participant.state

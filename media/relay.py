@@ -39,6 +39,8 @@ class RelaySettings:
     #: GUK-IDs of a member that are valid: the last ones that were bound to his leg
     guk_ids: int = 4
     max_legs: int = 2000
+    #: SRTCP with floor messages is relayed, instead of SRTP
+    control: bool = False
 
 
 @dataclass(slots=True)
@@ -134,7 +136,7 @@ class Relay:
         settings = self.settings
         if not settings.min_packet <= len(packet) <= settings.max_packet:
             return "size"
-        if packet[0] >> 6 != 2 or 192 <= packet[1] <= 208:
+        if packet[0] >> 6 != 2 or (packet[1] != 204 if settings.control else 192 <= packet[1] <= 208):
             return "not-rtp"
         leg.tokens = min(settings.burst, leg.tokens + (now - leg.refilled) * settings.rate)
         leg.refilled = now
@@ -144,6 +146,8 @@ class Relay:
         end = len(packet) - settings.trailer
         if packet[end - 4 : end] not in leg.guk_ids:
             return "foreign-guk-id"
+        if settings.control:
+            return None
         sequence, ssrc = struct.unpack_from(">H4xI", packet, 2)
         if ssrc != leg.media_ssrc:
             return "foreign-ssrc"

@@ -24,7 +24,7 @@ from media.floor_server import FloorControlServer, FloorFree, FloorServerSetting
 from media.relay import Relay, RelaySettings
 from media.rtcp import Report, ReportBlock, decode_report, ntp_middle, round_trip
 from media.srtp import CSK, SrtpKey, SrtpReceiver, SrtpSender
-from media.udp import Address, Datagrams
+from media.udp import Address, Datagrams, Trace
 
 __all__ = ["GroupRelay", "GroupRelaySettings"]
 
@@ -36,7 +36,6 @@ RTP_CLOCK = 48000
 _SLICE = 64
 #: seconds between looks at whose keep-alive is due, at least
 _TICK = 0.05
-Trace = Callable[[str, bool, Address, Address, bytes, float], None]
 
 
 @dataclass(frozen=True, slots=True)

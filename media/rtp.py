@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
+import secrets
 import struct
 from dataclasses import dataclass
 
 from media.errors import RtpError
 
-__all__ = ["NTP_64", "RtpPacket"]
+__all__ = ["NTP_64", "RtpPacket", "random_ssrc"]
 
 #: the name of the header extension in SDP (RFC 6051 3.3)
 NTP_64 = "urn:ietf:params:rtp-hdrext:ntp-64"
 #: seconds from the NTP epoch (1900) to the Unix epoch
 _NTP_UNIX = 2208988800
 _ONE_BYTE = 0xBEDE
+
+
+def random_ssrc(*others: int) -> int:
+    """An SSRC from system randomness, anew for every start (RFC 3711 9.1; security rule 1), and none of ``others``."""
+    while (ssrc := secrets.randbits(32)) in (0, *others):
+        pass
+    return ssrc
 
 
 @dataclass(frozen=True, slots=True)

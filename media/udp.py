@@ -10,9 +10,12 @@ from collections.abc import Callable
 
 from media.fanout import Address, FanOut, FanOutThread, mapped, plain
 
-__all__ = ["Address", "Datagrams", "mark"]
+__all__ = ["Address", "Datagrams", "Trace", "mark"]
 
 log = logging.getLogger(__name__)
+
+#: told of datagrams: (kind, outbound, local, remote, octets, Unix time)
+Trace = Callable[[str, bool, Address, Address, bytes, float], None]
 
 #: datagrams taken from a socket before the loop gets its turn
 _AT_ONCE = 64
