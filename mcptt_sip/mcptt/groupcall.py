@@ -12,7 +12,7 @@ from mcptt_sip.headers import TargetDialog
 from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.participating import Destination
-from mcptt_sip.mcptt.policy import Commencement, Urgency
+from mcptt_sip.mcptt.policy import Commencement, Urgency, known_warning
 from mcptt_sip.mcptt.regroup import TemporaryGroupCall
 from mcptt_sip.mcptt.roster import Roster
 from mcptt_sip.session import InviteSession
@@ -76,6 +76,10 @@ class Leg:
     key_from: str | None = None
 
 
+#: challenges, missing extensions, session intervals and glare concern one hop (RFC 3261 21.4, RFC 4028 6)
+_BETWEEN_NEIGHBOURS = frozenset({401, 407, 420, 421, 422, 423, 491, 494})
+
+
 @dataclass(slots=True)
 class Fork:
     """One user's invitation at every device that he has registered: one leg of them at most becomes his
@@ -86,9 +90,13 @@ class Fork:
     refusals: list[tuple[int, str | None]] = field(default_factory=list)
 
     def refused(self, leg: Leg, status: int, warning: str | None) -> None:
-        """One device has said no, or nothing in time (408)."""
+        """One device has said no, or nothing in time (408).
+
+        What is between the server and the device, or would send the caller elsewhere, is 480 to him (rule 5).
+        """
         self.legs = [other for other in self.legs if other is not leg]
-        self.refusals.append((status, warning))
+        between = status < 400 or status in _BETWEEN_NEIGHBOURS
+        self.refusals.append((480 if between else status, known_warning(warning)))
 
     @property
     def best(self) -> tuple[int, str | None]:

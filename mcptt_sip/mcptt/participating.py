@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mcptt_sip.auth import DigestAuthenticator, Verdict
 from mcptt_sip.errors import SipError
@@ -147,7 +147,12 @@ class ParticipatingFunction:
         """Every device where ``user`` can be invited, preferred ones first."""
         known = self._destinations.get(user, {})
         bindings = self._registrar.bindings(user, now) if known else ()
-        return [known[str(binding.contact)] for binding in bindings if str(binding.contact) in known]
+        places = [known[str(binding.contact)] for binding in bindings if str(binding.contact) in known]
+        profile = self._policy().profiles.get(user)
+        if profile is None:
+            return places
+        # his priority is that of the policy in force, not that of the time when he registered
+        return [replace(place, priority=profile.user_priority) for place in places]
 
     def locate(self, user: str, now: float) -> Destination | None:
         """The first of these, ``None`` when the user is not registered."""

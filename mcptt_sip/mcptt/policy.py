@@ -58,6 +58,13 @@ def warning_text(code: int, reason: str | None = None) -> str:
     return f"{code} {words}"
 
 
+def known_warning(text: str | None) -> str | None:
+    """A member's Warning in the words of the table, ``None`` when it is none of it: what he wrote himself is not handed
+    on (security rule 23)."""
+    code = (text or "")[:3]
+    return warning_text(int(code)) if code.isdecimal() and int(code) in WARNINGS else None
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The answer to "may this user do this?". ``warning`` is an MC code of :data:`WARNINGS`."""

@@ -81,6 +81,7 @@ class PolicyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._problem = ""
         self._seen = self._mark()
         self._policy = Policy.parse(path.read_text(encoding="utf-8"))
 
@@ -96,8 +97,11 @@ class PolicyFile:
                 self._seen = mark
                 self._policy = Policy.parse(self._path.read_text(encoding="utf-8"))
                 log.info("policy %s taken into use: %d users", self._path.name, len(self._policy.profiles))
-        except (OSError, PolicyError) as error:
-            log.error("policy %s is not used, the one before stays: %s", self._path.name, error)
+            self._problem = ""
+        except (OSError, UnicodeDecodeError, PolicyError) as error:
+            if str(error) != self._problem:  # said once, not at every decision
+                log.error("policy %s is not used, the one before stays: %s", self._path.name, error)
+            self._problem = str(error)
         return self._policy
 
 

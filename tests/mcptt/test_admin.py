@@ -173,16 +173,21 @@ def test_a_broken_document_among_good_ones_imports_none(policy: Path, tmp_path: 
     assert result.exit_code == 2 and "bad.xml" in result.stderr and policy.read_text() == TEXT
 
 
-def test_a_running_server_takes_a_change_at_its_next_decision_and_keeps_the_last_good_one(policy: Path) -> None:
+def test_a_running_server_takes_a_change_at_its_next_decision_and_keeps_the_last_good_one(
+    policy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     serving = PolicyFile(policy)
     assert not serving().may_start_regroup(serving().question(BOB, ALICE)).allowed
     admin(policy, "user", "set", "bob", "allow-regroup=true", "allow-private-call=true",
           "allow-private-call-to-any-user=true")
     assert serving().may_start_regroup(serving().question(BOB, ALICE)).allowed
     policy.write_text("[user")
+    caplog.clear()
     assert serving().may_start_regroup(serving().question(BOB, ALICE)).allowed
     os.unlink(policy)
-    assert serving().profiles
+    for _ in range(3):
+        assert serving().profiles
+    assert len(caplog.records) == 2, "what is wrong is said once, not at every decision"
 
 
 @pytest.mark.parametrize(

@@ -234,3 +234,42 @@ def test_an_alert_without_its_right_is_taken_back_by_info_and_the_call_goes_on(r
     assert (149 in warning_codes(alice.answer_to(session))) is not right
     infos = [read_contents(request).info.alert for request in alice.requests if request.method == "INFO"]
     assert infos == ([] if right else [False])
+
+
+# --- what is not handed on ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said, told",
+    [
+        ((302, None), (480, None)),
+        ((401, None), (480, None)),
+        ((422, None), (480, None)),
+        ((486, "399 call sip:mallory@elsewhere.example"), (486, None)),
+        ((403, "100 function not allowed due to <script>"), (403, warning_text(100))),
+        ((480, "110 go away"), (480, warning_text(110))),
+        ((404, None), (404, None)),
+    ],
+)
+def test_a_members_own_words_and_ways_are_not_handed_on(
+    said: tuple[int, str | None], told: tuple[int, str | None]
+) -> None:
+    """A Warning is rebuilt from the table; a redirection or a challenge is no business of the caller's."""
+    exchange, (alice, _bob), session = talking("bob")
+    exchange.phone("carol", script=said)
+    refer = alice.refer(session, "carol")
+    exchange.run()
+    assert alice.fragments(refer)[-1] == SipFragment(*told)
+    other = alice.call("carol")
+    exchange.run()
+    answer = alice.answer_to(other)
+    assert (answer.status, warning_of(answer)) == told
+
+
+def test_a_changed_priority_holds_from_the_next_invitation_on() -> None:
+    exchange, (alice, *_), session = talking("bob")
+    carol = exchange.phone("carol")
+    exchange.policy = Exchange(users={"carol": {"user_priority": 9}}).policy
+    alice.refer(session, "carol")
+    exchange.run()
+    assert b"mc_priority=9" in carol.invitations[0].request.body
