@@ -41,11 +41,10 @@ class TableFolder:
         """The table of a name when it is whole and its checksum holds."""
         try:
             with open(self.path / f"{name}.table", "rb") as file:
-                octets = file.read(_HEAD + length + 1)
+                head, body = file.read(_HEAD), file.read(length + 1)
         except OSError:
             return None
-        body = octets[_HEAD:]
-        if octets[: len(_MAGIC)] != _MAGIC or len(body) != length or _sum(name, body) != octets[len(_MAGIC) : _HEAD]:
+        if len(body) != length or head != _MAGIC + _sum(name, body):
             log.warning("the table %s is broken and is built anew", name)
             return None
         return body
@@ -57,7 +56,8 @@ class TableFolder:
         try:
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "wb") as file:
-                file.write(_MAGIC + _sum(name, octets) + octets)
+                file.write(_MAGIC + _sum(name, octets))
+                file.write(octets)
             os.replace(draft, target)
         except OSError as error:
             log.warning("the table %s is not kept: %s", name, error.strerror)
@@ -66,7 +66,9 @@ class TableFolder:
 
 
 def _sum(name: str, body: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + body).digest()
+    digest = hashlib.sha256(name.encode())
+    digest.update(body)
+    return digest.digest()
 
 
 def default_folder() -> Path:

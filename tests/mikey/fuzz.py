@@ -203,8 +203,10 @@ class Loop:
         pairing.LineTable.pair = counted  # type: ignore[method-assign]
 
     def run(self, cases: int) -> Result:
-        """Go through so many cases."""
-        for number in range(cases):
+        """Go through so many cases; what happens to be a seed again is none."""
+        for number in itertools.count():
+            if self.result.cases >= cases:
+                break
             if number % 256 == 9:
                 self._resigned(self.ours[number // 256 % len(self.ours)], number // 256)
                 continue
