@@ -247,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="inspect",
         description="Print MIKEY messages as annotated tables and say what is unusual about them.",
         epilog="Captures (pcapng, pcap) are searched packet by packet for key-mgmt attributes, base64 and whole "
-        "messages in UDP and TCP payloads; TCP is put in order, TLS and IP fragments are passed over. Keys are never "
+        "messages in UDP and TCP payloads; TCP and IP fragments are put in order, TLS is passed over. Keys are never "
         "printed, but for those of a corpus. Exits 0, or 1 when a message is malformed or refused, 2 for wrong usage, "
         "3 for unreadable files.",
     )

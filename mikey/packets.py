@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What UDP and TCP carried in a capture file: pcapng or classic pcap, read without any tool.
 
-Link types Ethernet (with VLAN tags), Linux cooked (both), BSD loopback and raw IP; IP fragments are passed over,
-TCP octets are put in order of their sequence numbers.
+Link types Ethernet (with VLAN tags), Linux cooked (both), BSD loopback and raw IP; IP fragments are put together, TCP
+octets are put in order of their sequence numbers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ _SECTION, _INTERFACE, _SIMPLE, _ENHANCED = 0x0A0D0D0A, 1, 3, 6
 #: link type -> octets before the IP header, for those where it does not vary
 _FIXED = {0: 4, 12: 0, 14: 0, 101: 0, 108: 4, 113: 16, 228: 0, 229: 0, 276: 20}
 _ETHERNET = 1
+_UDP, _TCP = 17, 6
+#: IPv6 headers that stand before what is carried: hop-by-hop, routing, destination options; and that of a fragment
+_V6_OPTIONS, _V6_FRAGMENT = (0, 43, 60), 44
+MAX_INCOMPLETE = 1024
+"""Datagrams of which fragments are held at a time; the oldest is given up for a new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,12 @@ def payloads_of(octets: bytes) -> Iterator[Carried]:
     before the first packet; what follows a break is left out."""
     frames = _pcapng(octets) if octets[:4] == _PCAPNG else _pcap(octets)
     streams: dict[str, list[tuple[int, int, bytes]]] = {}
+    fragments = _Fragments()
     for number, (link, frame) in enumerate(frames, 1):
-        found = _transport(_ip(link, frame))
+        datagram = _datagram(_ip(link, frame))
+        if datagram is not None and datagram.fragment is not None:
+            datagram = fragments.put(datagram)
+        found = None if datagram is None else _transport(datagram)
         if found is None:
             continue
         route, sequence, payload = found
@@ -104,26 +113,76 @@ def _ip(link: int, frame: bytes) -> bytes:
     return b"" if start is None else frame[start:]
 
 
-def _transport(ip: bytes) -> tuple[str, int | None, bytes] | None:
-    """Route, TCP sequence number and payload of an IP packet; None for anything else."""
+@dataclass(frozen=True, slots=True)
+class _Datagram:
+    """What an IP packet carries, or a part of it."""
+
+    source: str
+    target: str
+    protocol: int
+    octets: bytes
+    fragment: tuple[int, int, bool] | None = None
+    """Identification, offset in octets, whether more follow; None: whole."""
+
+
+def _datagram(ip: bytes) -> _Datagram | None:
     version = ip[0] >> 4 if ip else 0
     if version == 4 and len(ip) >= 20:
-        length, flags = struct.unpack_from(">H2xH", ip, 2)
-        protocol, start, end = ip[9], (ip[0] & 15) * 4, length
-        if flags & 0x3FFF:  # a fragment
-            return None
+        length, identification, flags = struct.unpack_from(">HHH", ip, 2)
+        start = (ip[0] & 15) * 4
         source, target = ipaddress.ip_address(ip[12:16]), ipaddress.ip_address(ip[16:20])
-        names = f"{source}", f"{target}"
-    elif version == 6 and len(ip) >= 40:
-        protocol, start, end = ip[6], 40, 40 + int.from_bytes(ip[4:6], "big")
-        names = f"[{ipaddress.ip_address(ip[8:24])}]", f"[{ipaddress.ip_address(ip[24:40])}]"
-    else:
-        return None
-    segment = ip[start:end] if end > start else ip[start:]
-    ports = f"{names[0]}:{int.from_bytes(segment[:2], 'big')} -> {names[1]}:{int.from_bytes(segment[2:4], 'big')}"
-    if protocol == 17 and len(segment) >= 8:
+        octets = ip[start:length] if length > start else ip[start:]  # 0 where the network card was to fill it in
+        part = (identification, (flags & 0x1FFF) * 8, bool(flags & 0x2000)) if flags & 0x3FFF else None
+        return _Datagram(f"{source}", f"{target}", ip[9], octets, part)
+    if version == 6 and len(ip) >= 40:
+        names = [f"[{ipaddress.ip_address(ip[at : at + 16])}]" for at in (8, 24)]
+        protocol, octets, part = ip[6], ip[40 : 40 + int.from_bytes(ip[4:6], "big")] or ip[40:], None
+        while protocol in _V6_OPTIONS and len(octets) >= 8:
+            protocol, octets = octets[0], octets[(octets[1] + 1) * 8 :]
+        if protocol == _V6_FRAGMENT and len(octets) >= 8:
+            place, identification = struct.unpack_from(">HI", octets, 2)
+            part = (identification, place & 0xFFF8, bool(place & 1))
+            protocol, octets = octets[0], octets[8:]
+        return _Datagram(names[0], names[1], protocol, octets, part)
+    return None
+
+
+class _Fragments:
+    """Puts datagrams together; what overlaps is taken from the first that came."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[str, str, int, int], dict[int, tuple[bytes, bool]]] = {}
+
+    def put(self, datagram: _Datagram) -> _Datagram | None:
+        """The whole datagram once its last part has come."""
+        assert datagram.fragment is not None
+        identification, offset, more = datagram.fragment
+        key = (datagram.source, datagram.target, datagram.protocol, identification)
+        if key not in self._parts and len(self._parts) >= MAX_INCOMPLETE:
+            del self._parts[next(iter(self._parts))]
+        parts = self._parts.setdefault(key, {})
+        parts.setdefault(offset, (datagram.octets, more))
+        whole, last = bytearray(), False
+        for at in sorted(parts):
+            octets, more = parts[at]
+            if at > len(whole):
+                return None  # a gap
+            whole += octets[len(whole) - at :]
+            last = not more
+        if not last:
+            return None
+        del self._parts[key]
+        return _Datagram(datagram.source, datagram.target, datagram.protocol, bytes(whole))
+
+
+def _transport(datagram: _Datagram) -> tuple[str, int | None, bytes] | None:
+    """Route, TCP sequence number and payload; None for anything but UDP and TCP."""
+    segment = datagram.octets
+    source, target = int.from_bytes(segment[:2], "big"), int.from_bytes(segment[2:4], "big")
+    ports = f"{datagram.source}:{source} -> {datagram.target}:{target}"
+    if datagram.protocol == _UDP and len(segment) >= 8:
         return f"udp {ports}", None, segment[8:]
-    if protocol == 6 and len(segment) >= 20:
+    if datagram.protocol == _TCP and len(segment) >= 20:
         return f"tcp {ports}", int.from_bytes(segment[4:8], "big"), segment[(segment[12] >> 4) * 4 :]
     return None
 

@@ -403,6 +403,57 @@ def test_link_types_ipv6_and_vlan(world: World, inspect: Inspect, tmp_path: Path
         assert code == 0 and output.startswith(f"packet 2, udp {'[2001' if six in frame else '192'}")
 
 
+def pieces_of(packet: bytes, size: int, identification: int) -> list[bytes]:
+    """An IPv4 or IPv6 packet in fragments of `size` octets."""
+    six = packet[0] >> 4 == 6
+    head, body = (packet[:40], packet[40:]) if six else (packet[:20], packet[20:])
+    out = []
+    for at in range(0, len(body), size):
+        part, more = body[at : at + size], at + size < len(body)
+        if six:
+            part = struct.pack(">BBHI", head[6], 0, at | more, identification) + part
+            out.append(head[:4] + len(part).to_bytes(2, "big") + bytes((44,)) + head[7:] + part)
+        else:
+            fields = struct.pack(">HHH", 20 + len(part), identification, more << 13 | at // 8)
+            out.append(head[:2] + fields + head[8:] + part)
+    return out
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_ip_fragments_are_put_together_in_any_order(
+    world: World, inspect: Inspect, tmp_path: Path, six: bool
+) -> None:
+    ends = (("2001:db8::1", 5060), ("2001:db8::2", 5060)) if six else (A, B)
+    first, second = (world.sealed().octets for _ in range(2))
+    frames = [
+        frame for pair in zip(*(pieces_of(udp_packet(*ends, invite(o, "application/mikey")), 512, n)
+                                for n, o in enumerate((first, second))), strict=True) for frame in pair
+    ]  # fmt: skip
+    path = tmp_path / "fragments.pcap"
+    for order in (frames, frames[::-1], [*frames[1::2], *frames[0::2], frames[0]]):
+        path.write_bytes(classic(order, 101, "<"))
+        code, output = inspect(path, "--json", "--now", NOW)
+        found = {"".join(f["octets"] for f in r["fields"]) for r in records(output)}
+        assert code == 0 and found == {first.hex(), second.hex()}
+    path.write_bytes(classic(frames[:-1], 101, "<"))
+    assert len(records(inspect(path, "--json", "--now", NOW)[1])) == 1
+    path.write_bytes(classic(frames[2:3], 101, "<"))
+    assert inspect(path)[0] == 3
+
+
+def test_fragments_that_never_meet_are_given_up(world: World, inspect: Inspect, tmp_path: Path) -> None:
+    from mikey import packets
+
+    whole = udp_packet(A, B, invite(world.sealed().octets, "application/mikey"))
+    stray = [pieces_of(whole, 512, n)[0] for n in range(2, packets.MAX_INCOMPLETE + 2)]
+    first, *rest = pieces_of(whole, 512, 1)
+    path = tmp_path / "fragments.pcap"
+    path.write_bytes(classic([first, *stray, *rest], 101, "<"))
+    assert inspect(path)[0] == 3
+    path.write_bytes(classic([first, *stray[1:], *rest], 101, "<"))
+    assert inspect(path, "--now", NOW)[0] == 0
+
+
 def test_damaged_captures_are_refused_or_read_as_far_as_they_go(world: World, inspect: Inspect, tmp_path: Path) -> None:
     path = tmp_path / "cut.pcapng"
     capture = Capture(path)
