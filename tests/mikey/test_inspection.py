@@ -330,7 +330,7 @@ def test_the_command_line_program_hands_its_arguments_on() -> None:
 def test_wrong_usage_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert mikey_main(["inspect"]) == 2
     assert mikey_main(["inspect", "--help"]) == 0
-    assert "TCP is put in order" in " ".join(capsys.readouterr().out.split())
+    assert "TCP and IP fragments are put in order" in " ".join(capsys.readouterr().out.split())
 
 
 def invite(body: bytes, kind: str, extra: str = "") -> bytes:
