@@ -257,6 +257,11 @@ class ServerSession(InviteSession):
             self.replaces.bye(now, cause=Cause.REPLACED)
             self.replaces = None
 
+    def _release(self, now: float) -> None:
+        super()._release(now)
+        self._transaction.session = None
+        self.replaces = None
+
     def _settle(self) -> None:
         """A final response goes out: nothing provisional is repeated any more (RFC 3262 3)."""
         self._stop(Due.RELIABLE_AGAIN, Due.NO_PRACK, Due.PROGRESS_AGAIN)

@@ -86,14 +86,24 @@ class ClientRecord(_Record):
 
 
 class ServerRecord(_Record):
-    """A server transaction, and the flow that its request came on. `session` is the call it began, if any."""
+    """A server transaction, and the flow that its request came on. `session` is the call it began, if any.
 
-    __slots__ = ("final", "flow", "key", "layer", "machine", "merge", "request", "scheduled", "session")
+    `way` is the flow of its responses, `target` a URI for them when that is gone. A finished transaction only repeats
+    its answer: it lets go of its `request`, which is ``None`` then.
+    """
+
+    __slots__ = (
+        "final", "flow", "key", "layer", "machine", "merge", "method", "request", "scheduled", "session", "target",
+        "way",
+    )  # fmt: skip
 
     def __init__(self, layer: TransactionLayer, request: Request, flow: Flow, key: ServerKey) -> None:
         self.layer = layer
-        self.request = request
+        self.request: Request = request
+        self.method = request.method
         self.flow = flow
+        self.way = _way_back(request, flow)
+        self.target = _via_target(request) if flow.reliable else None
         self.key = key
         self.machine: InviteServerTransaction | NonInviteServerTransaction
         self.merge: tuple[str, str, int, str] | None = None
@@ -110,6 +120,9 @@ class _Nobody:
 
     def on_failure(self, transaction: Any, cause: Cause, now: float) -> None:
         pass
+
+
+_NOBODY = _Nobody()
 
 
 class _Orphan:
@@ -168,9 +181,10 @@ class TransactionLayer:
         `place` is the server it leads to, in any form that compares; `more`: others could be tried after it.
         """
         outgoing.flow = flow
-        message = outgoing.message
-        if isinstance(message, Response):
+        if not outgoing.is_request:
             return outgoing.octets
+        message = outgoing.message
+        assert isinstance(message, Request)
         self._address(message, flow)
         outgoing._octets = bytes(message)
         record = outgoing.transaction
@@ -191,7 +205,7 @@ class TransactionLayer:
             self._out.append(outgoing)
         elif isinstance(record, ServerRecord) and outgoing.flow is not None and outgoing.flow.reliable:
             # 18.2.2: the connection is gone; another is opened to where the request said it came from
-            outgoing.flow, outgoing.target = None, _via_target(record.request)
+            outgoing.flow, outgoing.target = None, record.target
             self._out.append(outgoing)
         elif record is not None:
             record.machine.transport_failed(now)
@@ -263,7 +277,7 @@ class TransactionLayer:
     def start_cancel(self, transaction: Any, request: Request, now: float) -> None:
         """Send the CANCEL of an INVITE transaction where that went, in a transaction of its own."""
         flow = transaction.flow
-        record = ClientRecord(self, request, _Nobody(), flow, transaction.target)
+        record = ClientRecord(self, request, _NOBODY, flow, transaction.target)
         record.machine = NonInviteClientTransaction(
             request, reliable=None if flow is None else flow.reliable, now=now, timers=self.settings.timers
         )
@@ -295,10 +309,16 @@ class TransactionLayer:
 
     def answer(self, transaction: ServerRecord, response: Response, now: float) -> Outgoing:
         """Respond through a server transaction. What it gives can be sent again."""
-        outgoing = Outgoing(response, _way_back(transaction), transaction=transaction, is_request=False)
+        outgoing = Outgoing(response, transaction.way, transaction=transaction, is_request=False)
         transaction.final = transaction.final or response.status >= 200
         transaction.machine.respond(outgoing, response.status, now)
         self._drive(transaction, now)
+        state = transaction.machine.state
+        if state is State.ACCEPTED or (state is State.COMPLETED and transaction.method != "INVITE"):
+            transaction.request = None  # type: ignore[assignment]
+            outgoing.settle()
+            if state is State.COMPLETED:
+                transaction.session = outgoing.transaction = None
         return outgoing
 
     # --- messages that come in ------------------------------------------------------------------------
@@ -321,7 +341,7 @@ class TransactionLayer:
         if request.method == "INVITE":
             def trying() -> Outgoing:
                 response = request.response(100)
-                return Outgoing(response, _way_back(record), transaction=record, is_request=False)
+                return Outgoing(response, record.way, transaction=record, is_request=False)
 
             record.machine = InviteServerTransaction(trying, reliable=flow.reliable, now=now, timers=timers)
         else:
@@ -357,7 +377,7 @@ class TransactionLayer:
     def _failed(self, record: ClientRecord | ServerRecord, cause: Cause, now: float) -> None:
         if isinstance(record, ClientRecord):
             record.user.on_failure(record, cause, now)
-        elif record.session is not None and cause is Cause.TRANSPORT and record.request.method == "INVITE":
+        elif record.session is not None and cause is Cause.TRANSPORT and record.method == "INVITE":
             record.session.transport_failed(record, now)
 
     def _put(self, record: ClientRecord | ServerRecord, message: Any) -> None:
@@ -372,7 +392,9 @@ class TransactionLayer:
 
     def _forget(self, record: ClientRecord | ServerRecord) -> None:
         self._deadlines.drop(record)
+        record.machine.release()
         if isinstance(record, ClientRecord):
+            record.user = _NOBODY  # who points here too: no garbage in a circle
             if self._clients.get(record.key) is record:
                 del self._clients[record.key]
             return
@@ -385,8 +407,9 @@ class TransactionLayer:
         """Requests that wait for an answer over a flow that is gone have failed."""
         for record in [r for r in self._clients.values() if r.flow == flow]:
             if record.machine.state.name in ("CALLING", "TRYING", "PROCEEDING"):
+                user = record.user
                 self._forget(record)
-                record.user.on_failure(record, Cause.TRANSPORT, now)
+                user.on_failure(record, Cause.TRANSPORT, now)
 
     # --- Via and Contact ------------------------------------------------------------------------------
 
@@ -456,13 +479,12 @@ def _via_target(request: Request) -> str:
     return f"sip:{format_host(via.received or via.host)}{port};transport={transport}"
 
 
-def _way_back(record: ServerRecord) -> Flow:
+def _way_back(request: Request, flow: Flow) -> Flow:
     """The flow of the responses (18.2.2): the connection; for a datagram, the source's address, with the port of
     the top Via unless the sender asked for its own (RFC 3581)."""
-    flow = record.flow
     if flow.reliable:
         return flow
-    via = record.request.headers.top_via
+    via = request.headers.top_via
     if "rport" in via.params:
         return flow
     return flow.toward((flow.remote[0], via.port or 5060))

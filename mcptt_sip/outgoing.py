@@ -62,6 +62,11 @@ class Outgoing:
             self._message = parse(self.octets)
         return self._message
 
+    def settle(self) -> None:
+        """Keep the octets only; the message is read from them when somebody asks for it."""
+        self._octets = self.octets
+        self._message = None
+
     def __repr__(self) -> str:
         return f"<Outgoing {self.message!r} {self.flow or self.target}>"
 

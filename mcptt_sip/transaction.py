@@ -167,6 +167,10 @@ class _Machine:
         """What was sent did not leave."""
         self._step(On.TRANSPORT_ERROR, None, now)
 
+    def release(self) -> None:
+        """It is forgotten: nothing happens any more."""
+        self._due.clear()
+
     def _step(self, on: On, argument: Any, now: float) -> None:
         row = self.TABLE.get((self.state, on))
         if row is None:
@@ -318,6 +322,10 @@ class _ServerMachine(_Machine):
     def respond(self, response: Any, status: int, now: float) -> None:
         """The TU's response; `response` is opaque here."""
         self._step(_kind(status), response, now)
+
+    def release(self) -> None:
+        super().release()
+        self._last = None
 
     def _send(self, response: Any, now: float) -> None:
         self._last = response
