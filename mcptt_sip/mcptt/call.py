@@ -87,6 +87,7 @@ class Regroup:
         #: the newest list of members that the key's signer signed
         self.member_list: MemberList | None = None
         self._listening: set[Listening] = set()
+        self._known: set[str] = set()
         self._key_timer: asyncio.TimerHandle | None = None
         self._sending_id: int | None = None
 
@@ -125,6 +126,7 @@ class Regroup:
             self._key_timer.cancel()
         successor._sending_id = self._sending_id
         successor._listening = self._listening
+        successor._known = self._known
         if self.session is not None:
             self.session.context = successor
         self.client.attach(successor)
@@ -197,6 +199,11 @@ class Regroup:
         """Whose keys are taken: the pinned signer's, and those of the deputies that he named in signed text (15)."""
         return (self.initiator, *self.terms.deputies)
 
+    def arbitrate(self) -> None:
+        """Takes the floor's placement from the signed terms, and from nowhere else (rule 19); before any media."""
+        if self.terms.floor == "members":
+            self.media.arbitrate(self.signers)
+
     def on_key_message(self, incoming: ServerRequest, contents: Contents) -> None:
         """A MESSAGE with an I_MESSAGE in this call: an update, or a revocation, from the pinned signer or a deputy."""
         now = self.client.now()
@@ -257,7 +264,17 @@ class Regroup:
         held = self.member_list
         if held is None or (found.at, found.number) > (held.at, held.number):
             self.member_list = found
+            self._know(found.users)
             self.emit("member-list", users=list(found.users), signer=found.signer, number=found.number)
+
+    def _know(self, users: Iterable[str]) -> None:
+        """Whose floor messages a member who arbitrates, or will, listens to."""
+        known = {user for user in users if user != self.me}
+        for user in sorted(known - self._known):
+            self.media.member_joined(user)
+        for user in sorted(self._known - known):
+            self.media.member_left(user)
+        self._known = known
 
     async def take_over(self, users: Iterable[str] = ()) -> DirectedRegroup:
         """A deputy goes on in the lost initiator's stead: a new TGMK for ``users`` and for those of the signed list.

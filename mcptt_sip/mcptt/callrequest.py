@@ -35,6 +35,7 @@ class CallRequest:
     initiator_guk_id: int
     required: tuple[str, ...]
     deputies: tuple[str, ...]
+    floor_by_members: bool
     commencements: tuple[Commencement, ...]
     urgency: Urgency
     alert: bool
@@ -57,6 +58,7 @@ def read_call_request(request: Request, settings: ControllingSettings) -> CallRe
         initiator_guk_id=info.initiator_guk_id or 0,
         required=info.required,
         deputies=info.deputies,
+        floor_by_members=info.floor_by_members,
         commencements=_commencements(request, settings.commencement),
         urgency=_urgency(info),
         alert=bool(info.alert),

@@ -221,7 +221,7 @@ class McpttClient(ClientRequests):
         """A call with its group id and media sockets, before anything is sent."""
         group = f"sip:tmp-{self.random(16).hex()}@{self.domain}"
         deputies = self.settings.deputies if options.deputies is None else options.deputies
-        terms = GroupTerms(options.acknowledgement or self.settings.acknowledgement, deputies=deputies)
+        terms = GroupTerms(options.acknowledgement or self.settings.acknowledgement, options.floor, deputies)
         distribution = KeyDistribution(
             group, self.uri, terms, **self._distribution_parts(), journal=self._journal(group)
         )
@@ -232,6 +232,7 @@ class McpttClient(ClientRequests):
     async def _initiated(self, distribution: KeyDistribution) -> InitiatedRegroup:
         media = await self.open_media()
         regroup = self.initiated_class(self, distribution.group, media, distribution, self.settings.call)
+        regroup.arbitrate()
         self.attach(regroup)
         return regroup
 
@@ -371,6 +372,7 @@ class McpttClient(ClientRequests):
         regroup.session_identity = str(contacts[0].uri) if contacts else None
         invitation.session.context = regroup
         try:
+            regroup.arbitrate()
             regroup.install(invitation.opened.key, invitation.opened.timestamp)
             theirs = GroupMediaDescription.decode(invitation.contents.sdp)
             media.connect(theirs.audio, theirs.floor)

@@ -46,6 +46,8 @@ class CallOptions:
     #: ``None``: those of the settings
     deputies: tuple[str, ...] | None = None
     acknowledgement: str | None = None
+    #: who arbitrates the floor: ``server``, or ``members`` (the initiator, then his deputies), unread by the server
+    floor: str = "server"
 
 
 ORDINARY = CallOptions()

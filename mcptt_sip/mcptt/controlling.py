@@ -147,7 +147,10 @@ class ControllingFunction:
         if request.alert and not call.alert:
             call.after_ack.append(McpttInfo(calling_group_id=call.group, alert=False))
         try:
-            call.media = self._media.open(call.group, call.urgency, call.machine.settings.max_silence)
+            if request.floor_by_members:
+                call.media = self._media.open_unread(call.group)
+            else:
+                call.media = self._media.open(call.group, call.urgency, call.machine.settings.max_silence)
         except OSError as error:
             raise self._admission.congestion(f"no media: {error}") from error
         self.calls[call.group] = call

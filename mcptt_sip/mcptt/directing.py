@@ -126,7 +126,7 @@ class DirectedRegroup(Regroup):
             self._not_added(user, 200, "no proof of the key")
             raise AddFailed(user, 200, "accepted, but did not prove to hold the key")
         await self._catch_up(user, generation)
-        self.members.add(user)
+        self._in(user)
         self.emit("added", user=user)
         self._tell_members()
 
@@ -159,7 +159,7 @@ class DirectedRegroup(Regroup):
     def _not_added(self, user: str, status: int, warning: str | None) -> None:
         """He gets no further key. That he holds this one cannot be excluded: the I_MESSAGE left (rule 6)."""
         self.distribution.remove(user)
-        self.members.discard(user)
+        self._out(user)
         self.emit("add-failed", user=user, status=status, warning=warning)
         if self.distribution.settings.rekey_on_failed_add and not self._rekey_waits:
             self._rekey_waits = True
@@ -186,7 +186,7 @@ class DirectedRegroup(Regroup):
             return False
         self.emit("key-request", user=user)
         if user not in self._joining:
-            self.members.discard(user)
+            self._out(user)
             self.client.spawn(self._add_again(user))
         return True
 
@@ -205,7 +205,7 @@ class DirectedRegroup(Regroup):
         :class:`NotRekeyed` with those who did not. BYE and rekey do not wait for each other.
         """
         self.distribution.remove(user)
-        self.members.discard(user)
+        self._out(user)
         self._wake(user)
         bye = asyncio.ensure_future(self.client.refer(self, f"<{user};method=BYE>", []))
         self._leaving[user] = bye
@@ -310,6 +310,14 @@ class DirectedRegroup(Regroup):
                 self._give_up(user, sealing)
                 return
 
+    def _in(self, user: str) -> None:
+        self.members.add(user)
+        self._know(self.members)
+
+    def _out(self, user: str) -> None:
+        self.members.discard(user)
+        self._know(self.members)
+
     def _give_up(self, user: str, sealing: Sealing) -> None:
         self._given_up[user] = sealing
         self._wake(user)
@@ -347,7 +355,7 @@ class DirectedRegroup(Regroup):
         log.warning("group=%s user=%s key message: %s", self.group, user, status)
         if response is not None and NOT_IN_CALL in (warning_of(response) or ""):
             # so says the server: without the new key he hears nothing of what follows, and everybody is told
-            self.members.discard(user)
+            self._out(user)
             self.distribution.absent(user)
             self._wake(user)
             self.emit("left", user=user)
@@ -409,7 +417,7 @@ class DirectedRegroup(Regroup):
             return None
         if sealing.user in self.distribution.named:  # who was removed meanwhile is in no call, whatever he proves
             if sealing.result == INSTALLED:
-                self.members.add(sealing.user)
+                self._in(sealing.user)
             self.emit("keyed" if sealing.result == INSTALLED else "revocation-acknowledged", user=sealing.user)
         self._wake(sealing.user)
         return sealing

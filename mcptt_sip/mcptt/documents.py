@@ -78,7 +78,8 @@ class McpttInfo:
     as false (24.379 6.3.3.1). ``required`` are the members without whom the initiator does not want to be answered;
     ``non_acknowledged`` those who had not answered when the call proceeded (24.379 6.3.3.3).
     ``initiator_guk_id`` tells the server which GUK-ID client 1 will send media under (32 bits), since
-    no I_MESSAGE is delivered on its own leg. ``deputies`` may add, remove and rekey when the initiator is lost.
+    no I_MESSAGE is delivered on its own leg. ``deputies`` may add, remove and rekey when the initiator is lost;
+    ``floor_by_members`` asks for a relay that copies floor messages too, as members arbitrate.
     ``key_operation`` is ``update``, ``revoke`` or ``members`` in a MESSAGE, ``request`` in an INFO, and ``join`` in the
     MESSAGE of a user who wants to come back into a call.
     """
@@ -99,6 +100,7 @@ class McpttInfo:
     release_reason: str | None = None
     required: tuple[str, ...] = ()
     deputies: tuple[str, ...] = ()
+    floor_by_members: bool = False
     non_acknowledged: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
@@ -127,6 +129,7 @@ class McpttInfo:
             "tgmk-ack": self.acknowledgement,
             "initiator-guk-id": None if self.initiator_guk_id is None else f"{self.initiator_guk_id:08x}",
             "tgmk-op": self.key_operation,
+            "floor": "members" if self.floor_by_members else None,
         }
         extensions = [(NS_TEMPORARY, name, value) for name, value in ours.items() if value is not None]
         extensions += [(NS_TEMPORARY, "required-member", user) for user in self.required]
@@ -189,6 +192,7 @@ class McpttInfo:
             key_operation=ours("tgmk-op"),
             release_reason=next((_content(e) for e in extension("release-reason", NS_INFO)), None),
             required=tuple(dict.fromkeys(_content(e) for e in extension("required-member"))),
+            floor_by_members=ours("floor") == "members",
             deputies=tuple((e.text or "").strip() for e in extension("deputy")),
             non_acknowledged=tuple(_content(e) for e in extension("non-acknowledged-user", NS_INFO)),
         )

@@ -42,6 +42,10 @@ class MediaPlane(Protocol):
         the controlling function is told."""
         ...
 
+    def open_unread(self, group: str) -> GroupMedia:
+        """The same for a call whose members arbitrate the floor: their floor messages are copied unread."""
+        ...
+
     def open_private(self, label: str) -> GroupMedia:
         """The same for a private call, whose packets carry the PCK-ID alone."""
         ...

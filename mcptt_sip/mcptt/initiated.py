@@ -94,6 +94,7 @@ class InitiatedRegroup(DirectedRegroup):
             acknowledgement=self.terms.acknowledgement,
             initiator_guk_id=guk_id(key, self.me),
             deputies=self.terms.deputies,
+            floor_by_members=self.terms.floor == "members",
             required=self.options.required,
             emergency=self.options.urgency is Urgency.EMERGENCY or None,
             imminent_peril=self.options.urgency is Urgency.IMMINENT_PERIL or None,
@@ -153,6 +154,7 @@ class InitiatedRegroup(DirectedRegroup):
         self.emit("established", keyed=[], warning=warning_of(response))
         await self._distribute(generation)
         self.members.update(self.distribution.keyed())
+        self._know(self.members)
         self._tell_members()
 
     # --- the end --------------------------------------------------------------------------------------
@@ -202,4 +204,5 @@ class DeputyRegroup(DirectedRegroup):
         finally:
             self._refresh = asyncio.ensure_future(self._keep_fresh())
             self.members.update(self.distribution.keyed())
+            self._know(self.members)
             self._tell_members()

@@ -80,9 +80,6 @@ def read_invitation(client: McpttClient, session: InviteSession) -> Invitation:
     terms = GroupTerms.parse(opened.key.text)
     if (info.acknowledgement or "none") != terms.acknowledgement:
         raise KeyingError("the acknowledgement wish is not the signed one")
-    if terms.floor != "server":
-        # taking the server's grants where the initiator signed that members give them would be a downgrade (rule 19)
-        raise KeyingError("floor control by members is not supported")
     return Invitation(
         client, session, contents, opened, terms, info.calling_user_id, info.calling_group_id
     )

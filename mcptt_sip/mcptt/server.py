@@ -34,6 +34,7 @@ from media.floor_server import FloorServerSettings
 from media.relay import RelaySettings
 from media.relay_endpoint import GroupRelay, GroupRelaySettings
 from media.srtp import SrtpKey
+from media.unread_relay import UnreadRelay
 from mikey import Keyring, ReplayCache, TransportKey, srtp_keys, verify
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,31 @@ class RelayedMedia:
         self._relay.close()
 
 
+class UnreadMedia:
+    """One call's relay when members arbitrate the floor, as the controlling function orders it about."""
+
+    def __init__(self, relay: UnreadRelay) -> None:
+        self._relay = relay
+        self.audio = relay.audio
+        self.floor = relay.floor
+
+    def add_leg(self, destination: Destination, theirs: GroupMediaDescription, guk_id: int) -> None:
+        if theirs.ssrc is None:
+            raise MediaRefused("the description does not say under which SSRC audio will come (a=ssrc)")
+        self._relay.add_leg(
+            destination.user, audio=theirs.audio, floor=theirs.floor, media_ssrc=theirs.ssrc, guk_id=guk_id
+        )
+
+    def bind(self, user: str, guk_id: int) -> None:
+        self._relay.bind(user, guk_id)
+
+    def remove_leg(self, user: str) -> None:
+        self._relay.remove_leg(user)
+
+    def close(self) -> None:
+        self._relay.close()
+
+
 class RelayPlane:
     """Opens a relay for each call on one local address."""
 
@@ -134,6 +160,11 @@ class RelayPlane:
 
         relay.on_event = told
         return RelayedMedia(relay)
+
+    def open_unread(self, group: str) -> GroupMedia:
+        relay = UnreadRelay(group, self._host, clock=self._clock)
+        relay.trace = self._trace
+        return UnreadMedia(relay)
 
     def open_private(self, label: str) -> GroupMedia:
         indicator = FloorIndicator.NORMAL | FloorIndicator.QUEUEING

@@ -148,6 +148,10 @@ class Phone:
         """peril USER [USER ...]: the same as an imminent peril call"""
         return await self._call(users, CallOptions(urgency=Urgency.IMMINENT_PERIL))
 
+    async def do_unread(self, *users: str) -> dict[str, Any]:
+        """unread USER [USER ...]: the same, with the floor arbitrated by this phone: the server reads no floor message"""
+        return await self._call(users, CallOptions(floor="members"))
+
     async def do_ring(self, *users: str) -> dict[str, Any]:
         """ring USER [USER ...]: the same, and asks that the called users answer by hand"""
         return await self._call(users, CallOptions(commencement=Commencement.MANUAL))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import stat
 from pathlib import Path
@@ -11,20 +13,20 @@ import pytest
 
 from mcptt_sip.errors import RegistrationFailed
 from mcptt_sip.mcptt import server as server_module
-from mcptt_sip.mcptt.callerrors import RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
-from mcptt_sip.mcptt.clientrequests import ORDINARY, CallOptions
-from mcptt_sip.mcptt.initiated import InitiatedRegroup
-from mcptt_sip.mcptt.keying import GroupTerms
+from mcptt_sip.mcptt.clientrequests import CallOptions
+from mcptt_sip.mcptt.groupcall import GroupMedia
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.participating import Destination
-from mcptt_sip.mcptt.server import RelayedMedia
+from mcptt_sip.mcptt.policy import Urgency
+from mcptt_sip.mcptt.server import RelayedMedia, RelayPlane
 from mcptt_sip.message import Request, Response
 from mcptt_sip.ops.eavesdrop import KeyFile
-from media.errors import FloorError
+from media.errors import FloorError, FloorMessageError
+from media.floor_messages import decode_all
 from media.srtp import CSK, SrtpSender
 from mikey import KeyType, TransportKey
-from tests.security.town import town, uri
+from tests.security.town import PATIENCE, Townsman, town, uri
 
 pytestmark = pytest.mark.network
 VOICE = Path(__file__).parents[2] / "scenarios" / "data" / "bob.wav"
@@ -115,22 +117,66 @@ async def test_rule_18_a_server_that_sends_under_the_members_own_ssrc_loses_him(
 # --- rule 19 ----------------------------------------------------------------------------------------------
 
 
-class MembersArbitrate(McpttClient):
-    """Signs terms that this version of the client cannot keep."""
-
-    async def prepare_regroup(self, options: CallOptions = ORDINARY) -> InitiatedRegroup:
-        call = await super().prepare_regroup(options)
-        call.distribution.terms = call.terms = GroupTerms("required", floor="members")
-        return call
+BY_MEMBERS = CallOptions(floor="members", deputies=(uri("bob"),))
 
 
-async def test_rule_19_a_floor_that_members_arbitrate_is_refused_and_not_taken_for_the_servers() -> None:
+async def floor_of(man: Townsman) -> None:
+    async with man.call.floor():
+        await man.call.say(VOICE)
+
+
+async def test_rule_19_members_arbitrate_and_the_server_reads_no_floor_message() -> None:
     async with town() as here:
-        alice = await here.phone("alice", MembersArbitrate)
-        bob = await here.phone("bob")
-        with pytest.raises(RegroupFailed) as refusal:
-            await alice.client.start_regroup(uri("bob"))
-        assert refusal.value.status == 488 and not bob.client.calls
+        seen: list[bytes] = []
+        here.server.controlling._media._trace = (  # type: ignore[attr-defined]
+            lambda kind, _out, _local, _remote, octets, _at: seen.append(octets) if kind.startswith("floor") else None
+        )
+        alice, bob, carol = await here.phones("alice", "bob", "carol")
+        call = await alice.client.start_regroup(uri("bob"), BY_MEMBERS)
+        await call.add(uri("carol"))
+        await bob.until("member-list", users=[uri("bob"), uri("carol")])
+        await floor_of(carol)
+        await bob.until("burst-heard", user=uri("carol"))
+        assert seen
+        for octets in seen:
+            with pytest.raises(FloorMessageError):
+                decode_all(octets)
+
+
+@pytest.mark.soak
+async def test_rule_19_when_the_arbiter_is_lost_his_deputy_gives_the_floor() -> None:
+    async with town() as here:
+        alice, bob, carol = await here.phones("alice", "bob", "carol")
+        call = await alice.client.start_regroup(uri("bob"), BY_MEMBERS)
+        await call.add(uri("carol"))
+        await bob.until("member-list", users=[uri("bob"), uri("carol")])
+        await here.crash(alice)
+        async with asyncio.timeout(2 * PATIENCE):
+            while not carol.seen("floor-granted"):
+                with contextlib.suppress(FloorError):  # as long as nobody knows that the arbiter is gone
+                    await floor_of(carol)
+        await bob.until("burst-heard", user=uri("carol"))
+
+
+class OwnFloor(RelayPlane):
+    """A server that arbitrates itself, though members were to."""
+
+    def open_unread(self, group: str) -> GroupMedia:
+        return self.open(group, Urgency.NORMAL, 0.0)
+
+
+async def test_rule_19_where_the_signed_terms_say_members_the_servers_grants_are_nobodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "RelayPlane", OwnFloor)
+    async with town() as here:
+        alice, bob, carol = await here.phones("alice", "bob", "carol")
+        call = await alice.client.start_regroup(uri("bob"), BY_MEMBERS)
+        await call.add(uri("carol"))
+        with pytest.raises(FloorError):
+            await floor_of(carol)
+        assert not carol.seen("floor-granted") and not bob.seen("floor-taken")
+        assert carol.call.media.statistics()["sent"] == 0
 
 
 # --- rule 29 ----------------------------------------------------------------------------------------------

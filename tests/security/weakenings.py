@@ -301,7 +301,7 @@ PROOFS = (
     Proof(18, f"{MEDIA}::test_rule_18_a_replayed_or_foreign_csk_message_registers_nobody", any_csk_message),
     Proof(18, f"{MEDIA}::test_rule_18_a_server_that_sends_under_the_members_own_ssrc_loses_him",
           clashes_are_passed_over),
-    Proof(19, f"{MEDIA}::test_rule_19_a_floor_that_members_arbitrate_is_refused_and_not_taken_for_the_servers",
+    Proof(19, f"{MEDIA}::test_rule_19_where_the_signed_terms_say_members_the_servers_grants_are_nobodys",
           server_floor_whatever_is_signed),
     Proof(20, f"{LIFE}::test_rule_20_the_list_of_members_is_the_signers_and_only_grows_newer", unsigned_lists),
     Proof(21, f"{LIFE}::test_rule_21_a_second_device_takes_the_call_over_with_a_fresh_key_message",
