@@ -149,7 +149,7 @@ class Phone:
         return await self._call(users, CallOptions(urgency=Urgency.IMMINENT_PERIL))
 
     async def do_unread(self, *users: str) -> dict[str, Any]:
-        """unread USER [USER ...]: the same, with the floor arbitrated by this phone: the server reads no floor message"""
+        """unread USER [USER ...]: the same, with the floor arbitrated here: the server reads no floor message"""
         return await self._call(users, CallOptions(floor="members"))
 
     async def do_ring(self, *users: str) -> dict[str, Any]:
