@@ -21,7 +21,7 @@ from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MIKEY, Acknowledgement, Ackn
 from mcptt_sip.message import Request, Response, parse
 from mikey import KeyType, TransportKey, guk_id, read, seal
 from tests.simulation.loop import CURRENT, Process
-from tests.simulation.phones import MALLORY, SERVER_HOST, START, USERS, key_set, keyring, uri
+from tests.simulation.phones import MALLORY, SERVER_HOST, USERS, key_set_at, keyring, uri
 
 #: I_MESSAGEs remembered for each user
 _REMEMBERED = 64
@@ -199,7 +199,7 @@ def usurp(server: HostileServer, message: Message) -> list[bytes] | None:
         KeyType.GMK, random=server.chance.randbytes, expiry=int(now + 300), group_ids=(info.calling_group_id or "",),
         text="ack=required;floor=server",
     )  # fmt: skip
-    sender = key_set(MALLORY, int(now >= START + 4 * 3600))
+    sender = key_set_at(MALLORY, now)
     sealed = _outside(server, lambda: seal(
         key, sender=sender, recipient=info.request_uri or "", keyring=keyring(MALLORY), now=now,
         random=server.chance.randbytes,

@@ -155,3 +155,9 @@ class LightPlane:
 
     def open(self, _group: str, _urgency: object = None, _max_silence: float = 0.0) -> LightRelay:
         return LightRelay(self._network)
+
+    def open_unread(self, _group: str) -> LightRelay:
+        return LightRelay(self._network)
+
+    def open_private(self, label: str) -> LightRelay:
+        raise NotImplementedError(f"{label}: nobody makes private calls here")

@@ -22,6 +22,7 @@ from mcptt_sip.mcptt.regroup import RegroupSettings
 from mcptt_sip.mcptt.server import McpttServer, ServerSettings
 from mcptt_sip.transport import TransportSettings
 from mikey import Keyring, Kms, MemoryReplayCache, OpenedKey, SqliteReplayCache, TransportKey, sakke
+from mikey.identity import KeyPeriods
 from tests.simulation.loop import Process
 from tests.simulation.media import LightMedia, LightPlane
 from tests.simulation.network import Network
@@ -33,8 +34,9 @@ NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 #: has keys of the same KMS, and no phone: what the hostile server signs, it signs with these
 MALLORY = f"sip:mallory@{DOMAIN}"
 SERVER_HOST, SERVER_PORT = "10.0.0.1", 5060
+_PERIOD = 2_592_000
 #: Unix time at which a simulation begins: some hours before a key period ends
-START = 1_790_000_000.0 - 1_790_000_000.0 % 2_592_000 + 2_592_000 - 4 * 3600.0
+START = KeyPeriods(_PERIOD, 0).end(KeyPeriods(_PERIOD, 0).number(1_790_000_000.0)) - 4 * 3600.0
 #: seconds after which a user whose phone could not register tries again
 PATIENCE = 5.0
 
@@ -64,8 +66,14 @@ def kms() -> Kms:
 @cache
 def key_set(user: str, period: int) -> SeededKeySet:
     """A user's keys of one period, counted from that of :data:`START`."""
-    issued = kms().issue(user, START + period * 2_592_000)
+    issued = kms().issue(user, START + period * _PERIOD)
     return SeededKeySet(**{f.name: getattr(issued, f.name) for f in dataclasses.fields(issued)})
+
+
+def key_set_at(user: str, at: float) -> SeededKeySet:
+    """A user's keys of the period of the Unix time ``at``."""
+    periods = kms().certificate.periods
+    return key_set(user, periods.number(at) - periods.number(START))
 
 
 def keyring(user: str) -> Keyring:
@@ -257,7 +265,7 @@ class PhoneSettings:
     expires: int = 600
     call: CallSettings = CallSettings(resend_after=1.0, send_attempts=3, add_timeout=15.0)
     distribution: DistributionSettings = DistributionSettings(
-        lifetime=400.0, activation_delay=1.0, transit=0.2, rekey_on_failed_add=True, coalesce=0.5
+        lifetime=600.0, activation_delay=1.0, transit=0.2, rekey_on_failed_add=True, coalesce=0.5
     )
     agent: TransportSettings = TransportSettings(keep_alive=10.0)
 

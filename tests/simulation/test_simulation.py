@@ -16,6 +16,8 @@ import pytest
 from tests.simulation.machine import Machine
 from tests.simulation.weakenings import WEAKENINGS
 
+#: a fault is met sooner or later; how soon changes with every change of the program
+SEEDS = (1, 2, 3, 4)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -29,13 +31,17 @@ def test_whatever_happens_the_rules_hold(seed: int) -> None:
 @pytest.mark.parametrize("name", WEAKENINGS)
 def test_a_fault_is_found(name: str) -> None:
     weakening = WEAKENINGS[name]
-    with weakening.patch():
-        report = Machine(
-            weakening.seed, steps=weakening.steps, weights=weakening.weights, moves=weakening.moves,
-            calm_every=weakening.calm_every,
-        ).run()
-    assert report.violation is not None, f"not found in {report.steps} steps: {dict(report.facts)}"
-    assert any(found.rule.startswith(weakening.rule) for found in report.violations), report.violations
+    found: list[str] = []
+    for seed in SEEDS:
+        with weakening.patch():
+            report = Machine(
+                seed, steps=weakening.steps, weights=weakening.weights, moves=weakening.moves,
+                calm_every=weakening.calm_every,
+            ).run()
+        found += [str(violation) for violation in report.violations]
+        if any(violation.startswith(weakening.rule) for violation in found):
+            return
+    raise AssertionError(f"the rule {weakening.rule} was not seen to be broken: {found}")
 
 
 def test_a_seed_says_everything() -> None:

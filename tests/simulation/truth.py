@@ -287,6 +287,11 @@ class Truth:
                 due = made
         return due
 
+    def expired(self, user: str, group: str, own_clock: float) -> bool:
+        """Whether every key of the group that this user was ever given has come to its end."""
+        keys = self.installed.get((user, group), {})
+        return all(self.made[octets].key.expiry <= own_clock + LATE or self.made[octets].revoked for octets in keys)
+
     def packet_heard(self, user: str, mki: bytes, ssrc: int, index: int) -> None:
         """A member's receiver opened a packet."""
         process = CURRENT.get()

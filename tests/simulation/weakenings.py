@@ -42,7 +42,6 @@ class Weakening:
     weights: Mapping[str, float] = field(default_factory=dict)
     moves: tuple[str, ...] = ()
     steps: int = 150
-    seed: int = 1
     calm_every: int = 400
 
 
@@ -434,7 +433,7 @@ WEAKENINGS: Mapping[str, Weakening] = {
     "old_key_goes_on": Weakening("5 removal", old_key_goes_on, KEY_CHANGES),
     "revocation_goes_back": Weakening("5 removal", revocation_goes_back, {**KEY_CHANGES, "revoke": 25}, steps=400),
     "no_expiry": Weakening("5 expiry", no_expiry, {**PEACE, "rekey": 0, "remove": 0, "release": 0, "wait": 30}),
-    "not_told": Weakening("5 told", not_told, HOSTILE, ("withhold", "withhold_proof"), 400),
+    "not_told": Weakening("5 told", not_told, HOSTILE, ("starve", "withhold"), 400),
     "forgetful_of_holders": Weakening("5 holders", forgetful_of_holders, PEACE),
     "same_ssrc": Weakening("6 index", same_ssrc, {**PEACE, "leave": 12, "add": 30, "talk": 40}, steps=400),
     "forgetful_replay": Weakening("7 replay", forgetful_replay, HOSTILE, ("replay", "twice"), 400),
@@ -450,7 +449,7 @@ WEAKENINGS: Mapping[str, Weakening] = {
     "refusal_ends_the_call": Weakening("10 calls", refusal_ends_the_call, {**PEACE, "mood": 60, "add": 60}, steps=400),
     "calls_are_kept": Weakening("10", calls_are_kept, PEACE, steps=30, calm_every=30),
     "tasks_are_kept": Weakening("10 end", tasks_are_kept, PEACE, steps=30, calm_every=30),
-    "renewals_stop": Weakening("10 registration", renewals_stop, PEACE, steps=10, calm_every=10),
+    "renewals_stop": Weakening("10", renewals_stop, PEACE, steps=10, calm_every=10),
     "relay_keeps_legs": Weakening("10 state", relay_keeps_legs, PEACE),
     "errors_escape": Weakening("11 errors", errors_escape, HOSTILE, ("forge_proof",), 400),
 }

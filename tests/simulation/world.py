@@ -165,6 +165,8 @@ class World:
             return
         if now - group.opened_at > REGROUP.max_duration - 1:
             return
+        if "expired" in cause and self.truth.expired(phone.uri, group.group, START + now + phone.skew):
+            return
         self.truth.violate("10 calls", f"{group.group} ended at {phone.uri} without a reason: {cause}")
 
     def _tamper(self, process: Process, octets: bytes) -> list[bytes]:
