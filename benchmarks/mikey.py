@@ -5,8 +5,8 @@
 
 The clock of a shared machine drifts, so everything is interleaved and given as a ratio too: PW is one modular power
 of 1024 bits (gmpy2), OS and OV are one P-256 signature and verification of OpenSSL; the textbook path follows the
-RFCs step by step on affine points with the same big integers, and must give the same octets. Aims are those of the
-performance notes; each row says `met` or `not met`.
+RFCs step by step on affine points with the same big integers, and must give the same octets; wolfSSL is the peer
+where it is installed. Aims are those of the performance notes; each row says `met` or `not met`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if __name__ == "__main__":  # this file has the name of the package: its folder 
 
 import argparse
 import hashlib
+import importlib.util
 import itertools
 import json
 import resource
@@ -169,6 +170,9 @@ class Row:
     aim: float | None = None
     seconds: list[float] = field(default_factory=list)
     textbook_seconds: list[float] = field(default_factory=list)
+    peer: Operation | None = None
+    """The same by wolfSSL, where it is installed."""
+    peer_seconds: list[float] = field(default_factory=list)
 
 
 def timed(run: Operation, number: int) -> float:
@@ -392,6 +396,43 @@ def rows_of(people: People) -> list[Row]:
     ]  # fmt: skip
 
 
+def add_peer(rows: list[Row], people: People) -> str:
+    """Give the rows their twins of wolfSSL; what to say of it."""
+    spec = importlib.util.spec_from_file_location("wolfssl", HERE / "tests" / "mikey" / "wolfssl.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["wolfssl"] = module
+    spec.loader.exec_module(module)
+    try:
+        wolf = module.Wolf()
+    except module.NotThere as missing:
+        return f"no peer: {missing}"
+    z, kpak, octets, count = people.z, people.kpak, people.octets, len(people.sets)
+    public = wolf.sakke_key(z)
+    keys = [secrets.token_bytes(16) for _ in people.sets]
+    seds = [sakke.encapsulate(k, s.uid, z) for k, s in zip(keys, people.sets, strict=True)]
+    receivers = [wolf.receiver(s.uid, s.rsk.reveal(), z, table=True) for s in people.sets]
+    signers = [wolf.signer(s.uid, s.ssk.reveal(), s.pvt, kpak) for s in people.sets]
+    signatures = [s.sign(octets) for s in people.sets]
+    verifier = wolf.eccsi_key(kpak)
+    assert wolf.encapsulate(public, keys[0], people[0].uid) == seds[0]
+    assert wolf.decapsulate(receivers[0], seds[0]) == keys[0]
+
+    def verify_theirs(n: int) -> object:
+        return wolf.verify(octets, signatures[n % count], people[n].uid, kpak, verifier)
+
+    twins: dict[str, Operation] = {
+        "encapsulate": lambda n: wolf.encapsulate(public, keys[n % count], next(people.fresh)),
+        "decapsulate": lambda n: wolf.decapsulate(receivers[n % count], seds[n % count]),
+        "sign": lambda n: wolf.sign(signers[n % count], octets),
+        "verify, known signer": verify_theirs,
+        "verify, new signer": verify_theirs,
+    }
+    for row in rows:
+        row.peer = twins.get(row.name)
+    return "peer: wolfSSL as installed, lines of each RSK computed ahead"
+
+
 def measure(rows: list[Row], rounds: int) -> dict[str, list[float]]:
     """Run all rows and yardsticks in turns; textbook rows in every tenth round."""
     exponent, base = mpz(secrets.randbits(1021) | 1 << 1021), mpz(secrets.randbits(1020))
@@ -410,6 +451,8 @@ def measure(rows: list[Row], rounds: int) -> dict[str, list[float]]:
                 seconds[name] += [timed(run, number) for _ in range(3)]
             # three in a row, each with another signer or recipient, as the yardsticks have it
             row.seconds += [timed(row.run, 3 * number + turn) for turn in range(3)]
+            if row.peer is not None:
+                row.peer_seconds += [timed(row.peer, 3 * number + turn) for turn in range(3)]
             if row.textbook is not None and number % 10 == 0:
                 row.textbook_seconds.append(timed(row.textbook, number))
     best = {row.name: min(row.seconds) for row in rows}
@@ -436,6 +479,7 @@ def main() -> int:
     people = People(max(2, options.users))
     sakke.precompute(people.z)
     rows = rows_of(people)
+    peer = add_peer(rows, people)
     seconds = measure(rows, max(10, options.rounds))
     pw = min(seconds["PW"])
     results = []
@@ -443,27 +487,32 @@ def main() -> int:
         best, middle = min(row.seconds), statistics.median(row.seconds)
         ratio = best / min(seconds[row.yardstick])
         book = min(row.textbook_seconds) if row.textbook_seconds else None
+        theirs = min(row.peer_seconds) if row.peer_seconds else None
         results.append({
             "operation": row.name, "min_ms": best * 1e3, "median_ms": middle * 1e3, "per_second": 1 / middle,
             "yardstick": row.yardstick, "ratio": ratio, "aim": row.aim,
             "met": None if row.aim is None else ratio <= row.aim,
             "textbook_min_ms": None if book is None else book * 1e3,
             "faster_than_textbook": None if book is None else book / best,
+            "peer_min_ms": None if theirs is None else theirs * 1e3,
+            "faster_than_peer": None if theirs is None else theirs / best,
         })  # fmt: skip
     many = many_rows(options.many)
     cold_results = [judged_cold(name, values, pw, cold) for name, values in cold.items()]
     if options.json:
-        print(json.dumps({"PW_ms": pw * 1e3, "rows": results, "cold": cold_results, "many": many}))
+        print(json.dumps({"PW_ms": pw * 1e3, "peer": peer, "rows": results, "cold": cold_results, "many": many}))
         return 0
     os_ms, ov_ms = min(seconds["OS"]) * 1e3, min(seconds["OV"]) * 1e3
     print(f"minima: PW {pw * 1e3:.3f} ms, OS {os_ms:.4f} ms, OV {ov_ms:.4f} ms\n")
-    titles = ("operation", "min ms", "median", "per s", "ratio", "of", "aim", "", "textbook", "times")
-    print("{:28} {:>8} {:>8} {:>8} {:>7} {:22} {:>5} {:8} {:>9} {:>6}".format(*titles))
+    print(f"{peer}; 'x' is how many times faster ours is\n")
+    titles = ("operation", "min ms", "median", "per s", "ratio", "of", "aim", "", "textbook", "x", "peer ms", "x")
+    print("{:28} {:>8} {:>8} {:>8} {:>7} {:22} {:>5} {:8} {:>9} {:>6} {:>9} {:>6}".format(*titles))
     for r in results:
         met = "" if r["met"] is None else "met" if r["met"] else "not met"
         print(
             f"{r['operation']:28} {r['min_ms']:8.3f} {r['median_ms']:8.3f} {r['per_second']:8.0f} {r['ratio']:7.2f}"
             f" {r['yardstick']:22} {r['aim']:5} {met:8} {r['textbook_min_ms']:9.2f} {r['faster_than_textbook']:6.1f}"
+            + ("" if r["peer_min_ms"] is None else f" {r['peer_min_ms']:9.3f} {r['faster_than_peer']:6.2f}")
         )
     print(f"\n{'cold, each in fresh processes':40} {'min ms':>8} {'median':>8} {'PW':>7}  aim")
     for c in cold_results:
