@@ -32,6 +32,7 @@ from media.errors import (
     SrtpError,
     SsrcClash,
 )
+from media.figures import member_figures
 from media.floor_channel import FloorChannel
 from media.floor_messages import FloorMessage
 from media.playout import Playout
@@ -84,7 +85,8 @@ class MemberMedia:
 
     - ``find_key(mki)`` gives the sender's key behind an 8-octet MKI = GMK-ID || GUK-ID, or ``None``.
     - ``talker_guk_ids(user)`` gives the GUK-IDs (4 octets each) of an MCPTT ID under the keys held.
-    - ``on_event(name, details)``: ``floor-granted`` {duration}, ``floor-denied`` {cause, phrase}, ``floor-queued``
+    - ``on_event(name, details)``: ``floor-granted`` {duration; access,
+      seconds from the wish to the floor}, ``floor-denied`` {cause, phrase}, ``floor-queued``
       {position}, ``floor-revoked`` {cause}, ``floor-taken`` {user}, ``floor-idle`` {}, ``floor-timeout`` {},
       ``floor-unqueued`` {} (the server has taken the request back), ``talker-silent`` {} (T103),
       ``burst-sent`` {start, duration}, ``burst-heard`` {user, start, offset, samples, lost, late, jitter, concealed,
@@ -134,6 +136,7 @@ class MemberMedia:
         self._outcome: asyncio.Future[None] | None = None
         self._has_floor = False
         self._lost_floor: FloorError | None = None
+        self._pressed = self._loop.time()
         heard = replace(settings.reception, payload_type=settings.payload_type, clock_rate=settings.codec.clock_rate)
         self._reception = Reception(user, self._owns, heard)
         self._playout = Playout(self._reception, clock, settings.codec)
@@ -279,7 +282,7 @@ class MemberMedia:
 
     def press(self, priority: int = 0) -> None:
         """Asks for the floor; what comes of it is told by events."""
-        self._lost_floor = None
+        self._lost_floor, self._pressed = None, self._loop.time()
         self._channel.machine.press(self._loop.time(), priority)
         self._advance()
 
@@ -296,6 +299,7 @@ class MemberMedia:
         now = self._loop.time()
         match event:
             case floor.Granted(duration, ssrc, _):
+                access = round(now - self._pressed, 6)
                 if ssrc not in (None, 0, self.ssrc):
                     # only the sender draws its SSRC (security rule 1): under another one nothing is sent
                     self.on_event("ssrc-refused", {"ssrc": ssrc})
@@ -304,7 +308,7 @@ class MemberMedia:
                     return
                 self._has_floor = True
                 self._reception.floor(self.user, now)
-                self.on_event("floor-granted", {"duration": duration})
+                self.on_event("floor-granted", {"duration": duration, "access": access})
                 self._decide(None)
             case floor.Denied(cause, phrase):
                 self.on_event("floor-denied", {"cause": cause, "phrase": phrase})
@@ -556,26 +560,11 @@ class MemberMedia:
     def statistics(self) -> dict[str, Any]:
         """Counters since the beginning: packets sent and received, drops by reason, bursts, frames, lost, late,
         jitter (seconds, of the last burst)."""
-        protected = Counter(self._receiver.counters)
-        accepted = protected.pop("accepted", 0)
-        heard = Counter(self._reception.counters)
-        figures = {name: heard.pop(name, 0) for name in ("bursts", "frames", "lost", "late", "duplicates")}
-        names = ("unknown-source", "malformed-rtp")
-        drops = protected + heard + Counter({name: self.counters[name] for name in names})
-        return {
-            "sent": self._talker.sent,
-            "received": self.counters["audio-received"],
-            "authenticated": accepted,
-            "dropped": {reason: count for reason, count in sorted(drops.items()) if count},
-            **figures,
-            "concealed": self._playout.concealed,
-            "jitter": round(self._playout.jitter, 6),
-            "unsent": self._talker.unsent,
-            "floor_sent": self.counters["floor-sent"],
-            "floor_received": self.counters["floor-received"],
-            "floor_dropped": self.counters["floor-dropped"],
-            "send_errors": self._audio.errors + self._floor.errors,
-        }
+        names = ("audio-received", "unknown-source", "malformed-rtp", "floor-sent", "floor-received", "floor-dropped")
+        return member_figures(
+            {name: self.counters[name] for name in names}, self._receiver.counters, self._reception.counters,
+            self._talker, self._playout, self._audio.errors + self._floor.errors,
+        )  # fmt: skip
 
     async def close(self) -> None:
         """Ends everything: nothing more is sent or played, the recording is a whole file. Harmless twice."""

@@ -99,6 +99,12 @@ class ScriptedServer:
         self._senders: dict[str, SrtpSender] = {}
         self._receivers: dict[str, SrtpReceiver] = {}
         self._sequence = 0
+        self._news = asyncio.Event()
+
+    async def heard(self) -> None:
+        """Until something has come."""
+        self._news.clear()
+        await self._news.wait()
 
     def join(self, *members: Member) -> None:
         for member in members:
@@ -117,6 +123,7 @@ class ScriptedServer:
     def _on_audio(self, octets: bytes, source: Address) -> None:
         if octets and not 192 <= octets[1] <= 223:  # no keep-alive
             self.packets.append(octets)
+            self._news.set()
             self.forward(self._user(source), octets)
 
     def copy(self, user: str, octets: bytes) -> None:
@@ -133,6 +140,7 @@ class ScriptedServer:
         if plain[1] == 204:
             for message in decode_all(plain):
                 self.received.append((user, message))
+                self._news.set()
                 self.answer(user, message)
 
     def send(self, user: str, make: type[FloorMessage], **fields: Any) -> None:
