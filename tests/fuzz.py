@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mcptt_sip.body import build_multipart, parse_multipart
 from mcptt_sip.errors import ParseError, SipError
+from mcptt_sip.field_lines import Headers
 from mcptt_sip.headers import NameAddr
 from mcptt_sip.mcptt.contents import SipFragment, read_contents
 from mcptt_sip.mcptt.documents import ConferenceInfo, McpttInfo, ResourceLists
@@ -46,6 +47,7 @@ from mikey.kms_protection import TransportKeys
 VECTORS = Path(__file__).parent / "vectors"
 #: seconds that one case may take
 PATIENCE = 2.0
+from tests.sip.grammar_made import Maker
 TRANSPORT = TransportKeys(Secret(bytes(32)), Secret(bytes(32)))
 KEY = SrtpKey(bytes(16), bytes(12), bytes(8))
 
@@ -75,6 +77,17 @@ def whole_request(octets: bytes) -> None:
 class Target:
     """One parser: what it reads, real inputs to start from, and the errors that are its own."""
 
+def every_header(octets: bytes) -> None:
+    """The message, and each of its typed headers."""
+    headers = parse(octets).headers
+    for name, value in vars(Headers).items():
+        if isinstance(value, property):
+            try:
+                getattr(headers, name)
+            except ParseError:
+                pass  # a header that nobody may need
+
+
     read: Callable[[bytes], object]
     seeds: Sequence[bytes]
     errors: tuple[type[Exception], ...]
@@ -82,6 +95,8 @@ class Target:
 
 def corpus() -> list[bytes]:
     cases = json.loads((VECTORS / "mikey" / "i_message_corpus.json").read_text())["cases"]
+    #: makes cases from a grammar, in place of most of the mutated ones
+    make: Callable[[random.Random], bytes] | None = None
     return [base64.b64decode(case["input"]["message_b64"]) for case in cases if case["input"]["message_b64"]]
 
 
@@ -144,6 +159,7 @@ def targets() -> dict[str, Target]:
         "conference-info": Target(ConferenceInfo.decode, [roster], sip),
         "acknowledgement": Target(Acknowledgement.decode, [bytes(200)], sip),
         "user-profile": Target(UserProfile.decode, [UserProfile("sip:alice@mcx.example").encode()], sip),
+        "sip-grammar": Target(every_header, messages, sip, lambda source: Maker(source).message()),
         "member-list": Target(read_list, [member_list()], sip),
         "journal": Target(lambda o: GroupRecord.read(text(o).splitlines()), [JOURNAL], sip),
         "policy": Target(lambda o: Policy.parse(text(o)), [POLICY], sip),
@@ -236,7 +252,8 @@ def run(seed: int, cases: int, chosen: Sequence[str] | None = None) -> tuple[dic
         target, source = all_targets[name], random.Random(f"{seed} {name}")
         accepted = refused = 0
         for _ in range(cases // len(names)):
-            octets = mutated(target.seeds, source)
+            grown = target.make is not None and source.random() < 0.8
+            octets = target.make(source) if grown and target.make else mutated(target.seeds, source)
             began = time.monotonic()
             try:
                 target.read(octets)
