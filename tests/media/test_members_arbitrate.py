@@ -15,6 +15,7 @@ import pytest
 from media.endpoint import MemberMedia, MemberSettings
 from media.errors import FloorMessageError, SrtpError
 from media.floor_messages import decode_all
+from media.floor_participant import ParticipantSettings
 from media.quality import score
 from media.srtp import SrtpKey
 from media.unread_relay import UnreadRelay
@@ -22,6 +23,7 @@ from tests.media.test_group_relay import Group, Party, heard, said, speech
 
 pytestmark = pytest.mark.network
 NAMES = ("alice", "bob", "carol")
+SETTINGS = MemberSettings(keepalive=0.2, floor=ParticipantSettings(t101=0.2))
 ORDER = ("sip:alice@x", "sip:bob@x")
 
 
@@ -31,7 +33,7 @@ async def call(tmp_path: Path) -> AsyncIterator[tuple[UnreadRelay, Group, list[P
     for name in NAMES:
         group.key(name)
     for name in NAMES:
-        media = await MemberMedia.open("127.0.0.1", user=f"sip:{name}@x", settings=MemberSettings(keepalive=0.2))
+        media = await MemberMedia.open("127.0.0.1", user=f"sip:{name}@x", settings=SETTINGS)
         party = Party(name, media, [group])
         media.arbitrate(ORDER, [f"sip:{other}@x" for other in NAMES if other != name])
         media.set_sending_key(group.key(name))
