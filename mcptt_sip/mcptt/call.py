@@ -269,6 +269,8 @@ class Regroup:
 
     def _know(self, users: Iterable[str]) -> None:
         """Whose floor messages a member who arbitrates, or will, listens to."""
+        if self.terms.floor != "members":
+            return
         known = {user for user in users if user != self.me}
         for user in sorted(known - self._known):
             self.media.member_joined(user)
