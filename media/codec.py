@@ -72,12 +72,33 @@ class OpusEncoder:
         return bytes(packets[0])
 
 
+class Fading:
+    """What is played in place of lost frames where a codec has nothing better: the last one, fading over 60 ms."""
+
+    def __init__(self) -> None:
+        self._last = SILENCE
+        self._level = 0.0
+
+    def keep(self, pcm: bytes) -> bytes:
+        """A frame that came; it is given back."""
+        self._last, self._level = pcm, 1.0
+        return pcm
+
+    def conceal(self, following: bytes | None = None) -> bytes:
+        """A frame in place of a lost one; ``following`` is of no use here."""
+        before, self._level = self._level, max(0.0, self._level - 1 / 3)
+        if before <= 0.0:
+            return SILENCE
+        ramp = np.linspace(before, self._level, FRAME_SAMPLES)
+        return (np.frombuffer(self._last, "<i2") * ramp).astype("<i2").tobytes()
+
+
 class OpusDecoder:
     """Packets to frames. After an error it goes on with a fresh decoder."""
 
     def __init__(self) -> None:
-        self._last = SILENCE
-        self._fade = 0.0
+        self._fading = Fading()
+        self.conceal = self._fading.conceal
         self._open()
 
     def _open(self) -> None:
@@ -103,17 +124,7 @@ class OpusDecoder:
             raise CodecError(f"not an Opus packet: {error}") from None
         pcm = b"".join(frame.to_ndarray().astype("<i2").tobytes() for frame in resampled)
         # the resampler keeps a few samples back at first: the frame is filled up in front
-        pcm = pcm[-FRAME_OCTETS:].rjust(FRAME_OCTETS, b"\0")
-        self._last, self._fade = pcm, 1.0
-        return pcm
-
-    def conceal(self, following: bytes | None = None) -> bytes:
-        """A frame in place of a lost one: the last one again, fading out over 60 ms."""
-        before, self._fade = self._fade, max(0.0, self._fade - 1 / 3)
-        if before <= 0.0:
-            return SILENCE
-        ramp = np.linspace(before, self._fade, FRAME_SAMPLES)
-        return (np.frombuffer(self._last, "<i2") * ramp).astype("<i2").tobytes()
+        return self._fading.keep(pcm[-FRAME_OCTETS:].rjust(FRAME_OCTETS, b"\0"))
 
 
 def read_frames(path: Path | str) -> Iterator[bytes]:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from media import codec_amrwb, codec_opus
-from media.codec import FRAME_OCTETS, FRAME_SAMPLES, FRAME_SECONDS, RATE, SILENCE, OpusDecoder, OpusEncoder
+from media.codec import FRAME_OCTETS, FRAME_SECONDS, RATE, Fading, OpusDecoder, OpusEncoder
 from media.errors import CodecError
 from media.sdp import MediaDescription
 
@@ -112,13 +112,14 @@ class _AvEncoder:
 
 
 class _AvDecoder:
-    """The other way; a lost frame is the last one again, fading over 60 ms."""
+    """The other way."""
 
     def __init__(self, name: str, rate: int) -> None:
         import av
 
         self._av, self._name, self._rate = av, name, rate
-        self._last, self._fade = SILENCE, 0.0
+        self._fading = Fading()
+        self.conceal = self._fading.conceal
         self._resampler = None if rate == RATE else av.AudioResampler(format="s16", layout="mono", rate=RATE)
         self._open()
 
@@ -139,16 +140,7 @@ class _AvDecoder:
             self._open()
             raise CodecError(f"not a payload of {self._name}: {error}") from None
         pcm = b"".join(frame.to_ndarray().astype("<i2").tobytes() for frame in frames)
-        self._last, self._fade = pcm[-FRAME_OCTETS:].rjust(FRAME_OCTETS, b"\0"), 1.0
-        return self._last
-
-    def conceal(self, following: bytes | None = None) -> bytes:
-        """A frame in place of a lost one."""
-        before, self._fade = self._fade, max(0.0, self._fade - 1 / 3)
-        if before <= 0.0:
-            return SILENCE
-        ramp = np.linspace(before, self._fade, FRAME_SAMPLES)
-        return (np.frombuffer(self._last, "<i2") * ramp).astype("<i2").tobytes()
+        return self._fading.keep(pcm[-FRAME_OCTETS:].rjust(FRAME_OCTETS, b"\0"))
 
 
 def _opus_encoder(bit_rate: int) -> Encoder:

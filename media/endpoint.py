@@ -40,7 +40,7 @@ from media.reception import Impersonated, Reception, ReceptionSettings
 from media.rtp import RtpPacket, random_ssrc
 from media.srtp import GROUP, SrtpKey, SrtpPolicy, SrtpReceiver
 from media.talking import Talker
-from media.udp import Address, Datagrams, Trace
+from media.udp import Address, Datagrams, Trace, open_pair
 
 __all__ = ["MemberMedia", "MemberSettings"]
 log = logging.getLogger(__name__)
@@ -160,12 +160,7 @@ class MemberMedia:
         :param clock: Unix time
         """
         settings = settings or MemberSettings()
-        audio = Datagrams(host, dscp=settings.dscp, max_datagram=settings.max_datagram)
-        try:
-            floor_ = Datagrams(host, dscp=settings.dscp, max_datagram=settings.max_datagram)
-        except OSError:
-            audio.close()
-            raise
+        audio, floor_ = open_pair(host, dscp=settings.dscp, max_datagram=settings.max_datagram)
         media = cls(audio, floor_, user, clock, settings)
         audio.on_datagram = media._audio_received
         floor_.on_datagram = media._floor_received

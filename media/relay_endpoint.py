@@ -24,7 +24,7 @@ from media.floor_server import FloorControlServer, FloorFree, FloorServerSetting
 from media.relay import Relay, RelaySettings
 from media.rtcp import Report, ReportBlock, decode_report, ntp_middle, round_trip
 from media.srtp import CSK, SrtpKey, SrtpReceiver, SrtpSender
-from media.udp import Address, Datagrams, Trace
+from media.udp import Address, Trace, open_pair
 
 __all__ = ["GroupRelay", "GroupRelaySettings"]
 
@@ -96,15 +96,10 @@ class GroupRelay:
         self.counters: Counter[str] = Counter()
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._audio = Datagrams(
+        self._audio, self._floor = open_pair(
             host, dscp=self.settings.dscp, max_datagram=self.settings.max_datagram,
             send_buffer=self.settings.send_buffer,
         )  # fmt: skip
-        try:
-            self._floor = Datagrams(host, dscp=self.settings.dscp, max_datagram=self.settings.max_datagram)
-        except OSError:
-            self._audio.close()
-            raise
         self._audio.on_datagram = self._audio_received
         self._floor.on_datagram = self._floor_received
         self._fan_out = FanOut()

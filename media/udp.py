@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from media.fanout import Address, FanOut, FanOutThread, mapped, plain
 
-__all__ = ["Address", "Datagrams", "Trace", "mark"]
+__all__ = ["Address", "Datagrams", "Trace", "mark", "open_pair"]
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,18 @@ class Datagrams:
                 self._thread.close()
             self._socket.close()
             self._socket = None
+
+
+def open_pair(
+    host: str, *, dscp: int, max_datagram: int, send_buffer: int = 0
+) -> tuple[Datagrams, Datagrams]:
+    """A socket for audio and one for floor control. Raises ``OSError``, and then leaves none open."""
+    audio = Datagrams(host, dscp=dscp, max_datagram=max_datagram, send_buffer=send_buffer)
+    try:
+        return audio, Datagrams(host, dscp=dscp, max_datagram=max_datagram, send_buffer=send_buffer)
+    except OSError:
+        audio.close()
+        raise
 
 
 def mark(sock: socket.socket, dscp: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from media.fanout import Address, FanOut
 from media.relay import Relay, RelaySettings
-from media.udp import Datagrams, Trace
+from media.udp import Trace, open_pair
 
 __all__ = ["UnreadRelay", "UnreadRelaySettings"]
 
@@ -61,12 +61,9 @@ class UnreadRelay:
             s.relay, trailer=0, min_packet=12 + 16 + 4 + 8, rate=s.floor_rate, burst=s.floor_burst, control=True
         )
         self._floor_relay = Relay(lambda *_packet: True, floor)
-        self._audio = Datagrams(host, dscp=s.dscp, max_datagram=s.max_datagram, send_buffer=s.send_buffer)
-        try:
-            self._floor = Datagrams(host, dscp=s.dscp, max_datagram=s.max_datagram, send_buffer=s.send_buffer)
-        except OSError:
-            self._audio.close()
-            raise
+        self._audio, self._floor = open_pair(
+            host, dscp=s.dscp, max_datagram=s.max_datagram, send_buffer=s.send_buffer
+        )
         self._audio.on_datagram = lambda octets, source: self._copy("audio", octets, source)
         self._floor.on_datagram = lambda octets, source: self._copy("floor", octets, source)
         self._lines = {
