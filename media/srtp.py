@@ -38,6 +38,7 @@ from media.srtp_ciphers import (
 __all__ = ["CSK", "GROUP", "PRIVATE", "SrtpKey", "SrtpPolicy", "SrtpReceiver", "SrtpSender", "Unprotected"]
 
 _SEQUENCE_SSRC = struct.Struct(">H4xI").unpack_from
+_WORD = struct.Struct(">I").unpack_from
 _MAX_ROC = 0xFFFFFFFF
 _MAX_SRTCP = 0x7FFFFFFF
 
@@ -185,39 +186,41 @@ class SrtpReceiver:
         self._rtp: dict[tuple[bytes, int], _Window] = {}
         self._rtcp: dict[tuple[bytes, int], _Window] = {}
         #: the stream of the last packet: one talks at a time
-        self._recent: tuple[int, bytes, SrtpTransform, _Window] | None = None
+        self._recent: tuple[int, bytes, Callable[..., bytes], _Window] | None = None
 
     def unprotect(self, packet: bytes) -> Unprotected:
         """Opens one SRTP packet, or raises the :class:`SrtpError` that says why not, and counts it."""
         try:
             # the way of every packet of a thousand talk bursts: no call that can be done without
-            header = 12 if packet[:1] == b"\x80" and len(packet) >= 12 else _header_length(packet)
+            length = len(packet)
+            header = 12 if length >= 12 and packet[0] == 0x80 else _header_length(packet)
             sequence, ssrc = _SEQUENCE_SSRC(packet, 2)
             rate = self._roc_rate
-            roc_here = rate and sequence % rate == 0
-            end = len(packet) - 4 if roc_here else len(packet)
+            roc_here = rate == 1 or (rate and sequence % rate == 0)
+            end = length - 4 if roc_here else length
             if end < header + self._trailer:
                 raise MalformedPacket("too short for tag and MKI")
             mki_end = end - self._mki_from_end
             mki = packet[mki_end - self._mki_length : mki_end]
             recent = self._recent
             if recent is not None and recent[0] == ssrc and recent[1] == mki:
-                _, _, keys, window = recent
+                _, _, open_, window = recent
             else:
-                keys = self._transform_of(mki)
+                open_ = self._transform_of(mki).open
                 found = self._rtp.get((mki, ssrc))
                 window = self._new_stream(self._rtp, ssrc) if found is None or ssrc in self.own_ssrcs else found
+            highest = window.highest
             if roc_here:
-                index = int.from_bytes(packet[end:], "big") << 16 | sequence
+                index = _WORD(packet, end)[0] << 16 | sequence
             else:
-                index = _guess_index(window.highest, sequence)
-            if index <= window.highest:
+                index = _guess_index(highest, sequence)
+            if index <= highest:
                 window.check(index, self._window)
-            plain = keys.open(packet, header, end, ssrc, index)
+            plain = open_(packet, header, end, ssrc, index)
             if recent is None or recent[3] is not window:
                 self._rtp[mki, ssrc] = window
-                self._recent = ssrc, mki, keys, window
-            if index == window.highest + 1:
+                self._recent = ssrc, mki, open_, window
+            if index == highest + 1:
                 window.highest = index
                 window.seen = (window.seen << 1 | 1) & self._mask
             else:
