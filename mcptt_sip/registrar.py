@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registrar of RFC 3261 10.3 and its location service, without sockets or clock.
+"""The registrar of RFC 3261 10.3 and its location service, without sockets or clock: Path (RFC 3327), outbound flows
+(RFC 5626), public GRUUs (RFC 5627).
 
 >>> registrar = Registrar()
 >>> registrar.bindings("sip:alice@example.org", now=0.0)
@@ -123,15 +124,20 @@ class Registrar:
                 headers = (("Min-Expires", str(self.settings.min_expires)),)
             return Outcome(error.status, tuple(headers), error.reason)
         self._location.put(aor, bindings)
-        answer: list[tuple[str, object]] = [("Contact", self._contact(binding, now)) for binding in bindings]
+        gruu = "gruu" in request.headers.supported
+        answer: list[tuple[str, object]] = [
+            ("Contact", self._contact(binding, now, aor if gruu else None)) for binding in bindings
+        ]
         answer += [("Path", path) for path in request.headers.get_all("Path")]
         if any(binding.flow == flow and binding.reg_id is not None for binding in bindings):
             answer.append(("Require", "outbound"))
         return Outcome(200, tuple(answer))
 
     def bindings(self, aor: str, now: float) -> list[Binding]:
-        """The valid bindings, preferred ones first (by q, then the newest)."""
+        """The valid bindings, preferred ones first (by q, then the newest); of a public GRUU, those of its device."""
         valid = [binding for binding in self._location.get(_aor_text(aor)) if binding.expires_at > now]
+        if (instance := _gruu_instance(aor)) is not None:
+            valid = [binding for binding in valid if binding.instance == f"<{instance}>"]
         return sorted(valid, key=lambda binding: (-binding.q, -binding.registered))
 
     def flow_lost(self, flow: Flow, now: float) -> list[str]:
@@ -186,18 +192,31 @@ class Registrar:
         return min(wanted, self.settings.max_expires)
 
     @staticmethod
-    def _contact(binding: Binding, now: float) -> str:
+    def _contact(binding: Binding, now: float, gruu_of: str | None = None) -> str:
         contact = NameAddr(binding.contact).with_param("expires", str(max(0, round(binding.expires_at - now))))
         if binding.q != 1.0:
             contact = contact.with_param("q", f"{binding.q:.3f}".rstrip("0").rstrip("."))
         if binding.instance is not None:
             contact = contact.with_param("+sip.instance", f'"{binding.instance}"')
+            if gruu_of is not None:
+                contact = contact.with_param("pub-gruu", f'"{public_gruu(gruu_of, binding.instance)}"')
         return str(contact)
 
 
 def canonical_aor(uri: Uri) -> str:
     """The key of an address-of-record: no port, parameters, headers; host in lower case (10.3 step 5)."""
     return str(uri.aor) if isinstance(uri, SipUri) else str(uri)
+
+
+def public_gruu(aor: str, instance: str) -> str:
+    """The public GRUU of a device (RFC 5627 5.1): the address-of-record with the instance in its ``gr``."""
+    return f"{aor};gr={instance.strip('<>')}"
+
+
+def _gruu_instance(uri: str) -> str | None:
+    if ";gr=" not in uri.lower() or uri[:3].lower() != "sip":
+        return None
+    return SipUri.parse(uri).param("gr")
 
 
 def _aor_text(aor: str) -> str:
