@@ -100,7 +100,6 @@ class Events(World):
         self._adding[group.group, user] += 1
         there = user in group.named
         group.named.add(user)
-        group.out.pop(user, None)
         try:
             await call.add(user)
         except FAILURES as error:

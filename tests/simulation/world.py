@@ -128,6 +128,8 @@ class World:
                     self.came_back(phone)
             case "joined" if (call := phone.call(details["group"])) is not None:
                 self._joined.add((phone.uri, details["group"]))
+                if group is not None:
+                    group.out.pop(phone.uri, None)
                 offer = call.session.request.body if call.session is not None else b""
                 if b"a=crypto" in offer or b"RTP/AVP" in offer:
                     self.truth.violate("9 protection", f"{phone.uri} joins a call whose SDP asks for other protection")
