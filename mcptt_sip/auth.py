@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digest authentication (RFC 3261 22, RFC 7616, RFC 8760): both sides, no clock, no entropy of its own."""
+"""Digest authentication (RFC 3261 22, RFC 7616, RFC 8760): both sides, no clock, no entropy of its own.
+
+:RFC 7616: yes
+:RFC 8760: yes
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message bodies of several parts (RFC 2046 5.1, RFC 5621): walk and build. Bodies are octets throughout."""
+"""Message bodies of several parts (RFC 2046 5.1, RFC 5621): walk and build. Bodies are octets throughout.
+
+:RFC 2046: partly; multipart
+:RFC 5621: yes
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call as an object whose life reads top to bottom like a script. Made by `mcptt_sip.useragent.UserAgent`."""
+"""A call as an object whose life reads top to bottom like a script. Made by `mcptt_sip.useragent.UserAgent`.
+
+:RFC 6086: partly; packages are refused with 469 unless the application takes them
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,12 @@
 3551, 4733, 7587; RFC 3711 through libsrtp). Never used in a regroup call, and sends no RTCP.
 
 Frames are those of `media.codec`: 20 ms of 16 kHz mono.
+
+:RFC 3550: partly; no RTCP
+:RFC 3551: partly; PCMU and PCMA
+:RFC 3711: yes; AES_CM_128_HMAC_SHA1, through libsrtp
+:RFC 4733: yes; telephone events 0 to 15
+:RFC 7587: yes; Opus
 """
 
 from __future__ import annotations

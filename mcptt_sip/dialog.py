@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dialogs (RFC 3261 12): identity, route set, sequence numbers, remote target; usages share one (RFC 5057)."""
+"""Dialogs (RFC 3261 12): identity, route set, sequence numbers, remote target; usages share one (RFC 5057).
+
+:RFC 5057: yes; dialog usages
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,11 @@
 """Typed header field values: frozen, with ``parse`` and ``str`` (RFC 3261 20 and the extensions named at each).
 
 ``parse`` takes one value without its name, unfolded; it raises `ParseError` with the offset inside that text.
+
+:RFC 3326: yes; Reason
+:RFC 3841: partly; Accept-Contact is read and written; preferences are not applied
+:RFC 3892: yes; Referred-By
+:RFC 3325: partly; P-Asserted-Identity is read; trust domains are the application's
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The callee's side of a session (RFC 3261 13.3, 9.2; RFC 3262)."""
+"""The callee's side of a session (RFC 3261 13.3, 9.2; RFC 3262).
+
+:RFC 3262: yes; 100rel
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transaction layer: transactions with where they go, how messages find them, one clock for all of them
-(RFC 3261 17, 18.1.1, 18.2; RFC 3581). Sans-IO; `mcptt_sip.stack.SipStack` is built on it."""
+(RFC 3261 17, 18.1.1, 18.2; RFC 3581). Sans-IO; `mcptt_sip.stack.SipStack` is built on it.
+
+:RFC 3581: yes; rport
+"""
 
 from __future__ import annotations
 

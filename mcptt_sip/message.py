@@ -3,6 +3,9 @@
 
 What was parsed goes out octet for octet as it came in, order, case, compact forms and folds included, as long
 as a header is not changed. Octets that are not UTF-8 survive as surrogates.
+
+:RFC 4475: yes; all 49 messages
+:RFC 5118: yes; all 12 messages
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ Never used in a regroup call: there the media profile comes from the signed I_ME
 >>> alice.accept(bob.answer(alice.offer()))
 >>> alice.agreed.codec.name, alice.agreed.remote, bob.agreed.remote
 ('opus', ('192.0.2.2', 4002), ('192.0.2.1', 4000))
+
+:RFC 3264: partly; one stream of audio; others are refused in their place
+:RFC 4568: partly; SDES for RTP/SAVP without MKI and session parameters
 """
 
 from __future__ import annotations

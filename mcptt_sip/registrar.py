@@ -5,6 +5,9 @@
 >>> registrar = Registrar()
 >>> registrar.bindings("sip:alice@example.org", now=0.0)
 []
+
+:RFC 3327: yes; Path
+:RFC 5627: partly; public GRUUs; no temporary ones
 """
 
 from __future__ import annotations

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staying registered (RFC 3261 10.2; RFC 5626, RFC 5627, RFC 3608 as a client)."""
+"""Staying registered (RFC 3261 10.2; RFC 5626, RFC 5627, RFC 3608 as a client).
+
+:RFC 3608: yes; Service-Route
+:RFC 5626: partly; one flow a registration; keep-alive by CRLF and STUN
+"""
 
 from __future__ import annotations
 

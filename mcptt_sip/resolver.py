@@ -3,6 +3,9 @@
 
 The rules are here, the questions to the name service behind `Lookup`: `SystemLookup` asks the host's own resolver
 for addresses only, `mcptt_sip.dnslookup.DnsLookup` asks for NAPTR and SRV records too.
+
+:RFC 3263: yes; NAPTR, SRV, failover on 503 and timeout
+:RFC 2782: yes
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 `mcptt_sip.invite_client` and `mcptt_sip.invite_server` add how a session comes about. Each class has a ``TABLE``:
 (state, event) -> (next state, action). A pair that is missing is ignored when the peer caused it, and a
 `LocalProtocolError` when the application did.
+
+:RFC 3311: yes; UPDATE
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Session timers (RFC 4028): what to ask for, what to answer, when to refresh, when to give up."""
+"""Session timers (RFC 4028): what to ask for, what to answer, when to refresh, when to give up.
+
+:RFC 4028: yes; both roles
+"""
 
 from __future__ import annotations
 

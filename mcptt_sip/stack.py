@@ -7,6 +7,10 @@
     stack.receive_octets(datagram, flow, now)
     for event in stack.events(): ...
     for outgoing in stack.to_send(): ...
+
+:RFC 3261: partly; user agents and registrars; no proxy core
+:RFC 3891: yes; Replaces
+:RFC 4538: yes; Target-Dialog
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""STUN Binding as a keep-alive on a SIP flow over UDP (RFC 5389 6, RFC 5626 4.4.2 and 8)."""
+"""STUN Binding as a keep-alive on a SIP flow over UDP (RFC 5389 6, RFC 5626 4.4.2 and 8).
+
+:RFC 5389: partly; Binding, as a keep-alive
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,11 @@
 """Event notification, both sides (RFC 6665), and the refer package (RFC 3515, 4488, 7614, 7647).
 
 A subscription is a usage of its dialog (RFC 5057): whatever becomes of it, a call in the same dialog goes on.
+
+:RFC 6665: yes; both sides; notifier packages are the application's
+:RFC 4488: yes; Refer-Sub
+:RFC 7614: partly; nosub; no explicitsub
+:RFC 7647: yes
 """
 
 from __future__ import annotations

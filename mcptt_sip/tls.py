@@ -10,6 +10,8 @@
 
 ``SSLKEYLOGFILE`` in the environment names a file to which the secrets of each connection are appended, for
 Wireshark. Whoever has that file can read the SIP messages (no media key is in it).
+
+:RFC 5922: partly; SIP URIs of a certificate are read; connections are checked by DNS name or address
 """
 
 from __future__ import annotations

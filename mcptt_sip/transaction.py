@@ -5,6 +5,8 @@
 Each machine is driven by `receive`, `respond`, `transport_failed` and `handle_timer`, and says what to do by `events`:
 `Send`, `Pass`, `TimedOut`, `TransportFailed`. Its ``TABLE`` is the figure of the RFC:
 (state, event) -> (next state, action). An event that a state does not list is ignored, as the RFC has it.
+
+:RFC 6026: yes
 """
 
 from __future__ import annotations

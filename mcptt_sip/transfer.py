@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transferee's side of a transfer: a REFER is checked, the call that it asks for is made, its outcome told
-(RFC 3515, 4488, 5589, 7614, 7647). The transferor's side is `mcptt_sip.call.Call.transfer`."""
+(RFC 3515, 4488, 5589, 7614, 7647). The transferor's side is `mcptt_sip.call.Call.transfer`.
+
+:RFC 3515: yes; REFER
+:RFC 3420: yes; sipfrag
+:RFC 5589: yes; blind and attended
+"""
 
 from __future__ import annotations
 

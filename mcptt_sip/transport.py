@@ -4,6 +4,8 @@ RFC 5626, RFC 5923, RFC 7118).
 
 A `Transport` turns octets into `Flow`s and back. It knows nothing of transactions: what arrives goes to a
 `Receiver`, whole messages only.
+
+:RFC 5923: partly; connections are used again by name; no alias
 """
 
 from __future__ import annotations

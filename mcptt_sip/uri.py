@@ -2,6 +2,9 @@
 """SIP, SIPS and tel URIs, and any other as an opaque one (RFC 3261 19.1, RFC 3966, RFC 5954).
 
 A URI that was parsed prints as it was written; `replace` makes a new one that prints canonically.
+
+:RFC 3966: yes
+:RFC 5954: yes
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@
         call = await ua.call("sip:alice@example.org")
         await call.media.play("welcome.wav")
         await call.hang_up()
+
+:RFC 3428: yes; MESSAGE
+:RFC 3903: partly; PUBLISH as a plain request; no entity tags kept
 """
 
 from __future__ import annotations

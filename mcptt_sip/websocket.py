@@ -3,6 +3,8 @@
 
 aiohttp is loaded when the first WebSocket is opened. Connections that this side opens are kept alive by WebSocket
 pings (RFC 7118 6); a peer's CRLF pings are answered too.
+
+:RFC 7118: yes; WS and WSS
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIPp against the telephone of ``mcptt ua``: offers and answers, transfers, reliable ringing, registration."""
+"""SIPp against the telephone of ``mcptt ua``: offers and answers (RFC 3264), transfers (RFC 3515, RFC 3420, RFC 5589),
+reliable ringing (RFC 3262), registration."""
 
 from __future__ import annotations
 

@@ -394,6 +394,7 @@ def test_the_same_request_by_two_ways_is_merged_away() -> None:
 
 
 def test_session_timers_refresh_a_long_call_and_end_a_dead_one() -> None:
+    """RFC 4028."""
     net = Net("udp", session_expires=120)
     established(net)
     net.run(600.0)
@@ -423,6 +424,7 @@ def test_options_are_answered_with_what_is_supported(net: Net) -> None:
 
 
 def test_responses_go_where_the_via_says_unless_rport_is_asked_for() -> None:
+    """RFC 3581."""
     net = Net("udp")
     base = (
         "OPTIONS sip:bob@x SIP/2.0\r\nVia: SIP/2.0/UDP 10.0.0.1:5070;branch=z9hG4bK{0}{1}\r\nFrom: <sip:a@x>;tag=1\r\n"

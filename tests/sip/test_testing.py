@@ -257,3 +257,57 @@ def test_an_unexpected_message_says_what_was_on_the_wire() -> None:
                 await alice.expect("BYE", timeout=100.0)
 
     run(story())
+
+
+def test_a_service_route_is_taken_by_every_later_request() -> None:
+    """RFC 3608."""
+
+    async def story() -> None:
+        network = Network()
+        server = network.peer("sip:example.org")
+        async with network.user_agent("sip:alice@example.org") as alice:
+            registering = asyncio.ensure_future(alice.register(server.contact, expires=600))
+            register = await server.expect("REGISTER")
+            route = f"<{server.contact};lr>"
+            server.respond(register, 200, headers=[("Service-Route", route), ("Expires", "600")])
+            registration = await registering
+            assert registration.service_route == (route,)
+            asking = asyncio.ensure_future(alice.request("OPTIONS", "sip:bob@example.net"))
+            request = await server.expect("OPTIONS")
+            assert request.headers.get("route") == route and str(request.uri) == "sip:bob@example.net"
+            server.respond(request, 200)
+            assert (await asking).status == 200
+            closing = asyncio.ensure_future(registration.close())
+            server.respond(await server.expect("REGISTER"), 200)
+            await closing
+
+    run(story())
+
+
+def test_a_registration_is_refreshed_before_it_ends_and_tried_again_when_it_failed() -> None:
+    async def story() -> None:
+        network = Network()
+        server = network.peer("sip:example.org")
+        async with network.user_agent("sip:alice@example.org") as alice:
+            registering = asyncio.ensure_future(alice.register(server.contact, expires=600))
+            server.respond(await server.expect("REGISTER"), 200, headers=[("Expires", "600")])
+            registration = await registering
+            changes: list[bool] = []
+            registration.on_change = lambda registered, _response: changes.append(registered)
+            first = network.now()
+            second = await server.expect("REGISTER", timeout=700.0)
+            assert network.now() - first < 600.0
+            server.respond(second, 503)
+            third = await server.expect("REGISTER", timeout=700.0)
+            assert third.headers.call_id == second.headers.call_id
+            assert third.headers.cseq.number > second.headers.cseq.number
+            server.respond(third, 200, headers=[("Expires", "600")])
+            await asyncio.sleep(1.0)
+            assert changes == [False, True]
+            closing = asyncio.ensure_future(registration.close())
+            last = await server.expect("REGISTER")
+            assert last.headers.get("expires") == "0"
+            server.respond(last, 200)
+            await closing
+
+    run(story())

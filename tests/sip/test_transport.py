@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets: every transport over IPv4 and IPv6, TLS with its names and certificates, limits, keep-alive."""
+"""Sockets: every transport over IPv4 and IPv6 (WebSocket: RFC 7118), TLS with its names and certificates, limits."""
 
 from __future__ import annotations
 
