@@ -227,7 +227,7 @@ async def measure(sizes: Sequence[int], adds: int, folder: Path) -> dict[str, An
         "server",
         program("serve", "--policy", str(folder / "policy.toml"), "--kms", url, "--kms-token-file",
                 str(folder / "server-token"), "--listen", "tcp:127.0.0.1:0", "--listen", "udp:127.0.0.1:0",
-                "--max-participants", "5000", "--keep-alive", "30"),
+                "--max-participants", "5000", "--keep-alive", "30", "--max-connections-per-source", "5000"),
         folder, os.environ,
     )
     await server.start()

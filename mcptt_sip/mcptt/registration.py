@@ -32,6 +32,7 @@ class Registration:
     def __init__(self, client: McpttClient) -> None:
         self._client = client
         self._renewal: asyncio.Task[None] | None = None
+        self._registered = False
 
     async def begin(self) -> None:
         """Raises :class:`RegistrationFailed`."""
@@ -50,7 +51,9 @@ class Registration:
             self._renewal.cancel()
 
     async def end(self) -> None:
-        """Unregisters; that the server does not answer is no error any more."""
+        """Unregisters who is registered; that the server does not answer is no error any more."""
+        if not self._registered:
+            return
         try:
             await self._register(0)
         except SipError as error:
@@ -82,6 +85,7 @@ class Registration:
         if response is None or response.status >= 300:
             outcome = "no answer" if response is None else f"{response.status} {warning_of(response) or ''}".rstrip()
             raise RegistrationFailed(f"REGISTER of {client.uri} failed: {outcome}", response)
+        self._registered = expires > 0
         client.emit("registered" if expires else "unregistered", user=client.uri)
 
     async def _keep(self, wait: float | None = None) -> None:

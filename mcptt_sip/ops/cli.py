@@ -182,7 +182,8 @@ def kms(
 @app.command()
 def serve(
     listen: Annotated[
-        list[str] | None, typer.Option("--listen", help="TRANSPORT:HOST:PORT (udp, tcp); repeatable. Port 0: any.")
+        list[str] | None,
+        typer.Option("--listen", help="TRANSPORT:HOST:PORT (udp, tcp, tls, ws, wss); repeatable. Port 0: any."),
     ] = None,
     identity: Annotated[str, typer.Option(help="Public service identity.")] = "sip:mcptt@mcx.example",
     domain: Annotated[str, typer.Option(help="Realm, domain of group ids, host in Warnings.")] = "mcx.example",
@@ -219,6 +220,14 @@ def serve(
         bool, typer.Option("--release-without-initiator", help="End a call when its initiator is lost.")
     ] = False,
     keep_alive: Annotated[float, typer.Option(help="Seconds; three misses end a flow.")] = 5.0,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM for tls and wss; read again at SIGHUP.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM of its key, if not in the same file.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option("--tls-client-ca", help="PEM; clients must show a certificate that it signed.")
+    ] = None,
+    max_connections_per_source: Annotated[int, typer.Option(help="Of one address, as behind a NAT.")] = 1024,
     media_host: Annotated[str, typer.Option(help="Address of the relay's sockets.")] = "127.0.0.1",
     store: Annotated[Path | None, typer.Option(help="Folder for what must survive a crash: accepted messages.")] = None,
     pcap: Pcap = None,
@@ -261,6 +270,10 @@ def serve(
         ),
         controlling=controlling,
         keep_alive=keep_alive,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        tls_client_authorities=tls_client_ca,
+        max_connections_per_source=max_connections_per_source,
         media_host=media_host,
         kms_authority=kms_ca,
         store=store,
@@ -297,6 +310,11 @@ def phone(
     activation_delay: Annotated[float, typer.Option(help="From making a new key to sending under it, s.")] = 2.0,
     key_lifetime: Annotated[float, typer.Option(help="Of a TGMK, seconds.")] = 3600.0,
     acknowledgement: Annotated[str, typer.Option(help="none, optional or required.")] = "required",
+    tls_ca: Annotated[
+        Path | None, typer.Option("--tls-ca", help="PEM that the server's certificate is checked with.")
+    ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM, for a server that asks for one.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM of its key, if not in the same file.")] = None,
     deputy: Annotated[
         list[str] | None,
         typer.Option("--deputy", help="MCPTT ID who may go on with this phone's calls when it is lost; repeatable."),
@@ -358,6 +376,9 @@ def phone(
         kms_authority=kms_ca,
         store=store,
         key_file=key_file,
+        tls_authority=tls_ca,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
         deputies=tuple(deputy or ()),
         callers=tuple(caller or ()),
         rekey_on_join=rekey_on_join,

@@ -34,6 +34,8 @@ from mcptt_sip.ops.eavesdrop import KeyFile, Mirror, Tap
 from mcptt_sip.ops.programs import PASSED, StopSignals, emit, host_and_port, listener
 from mcptt_sip.ops.store import JournalFolder
 from mcptt_sip.ops.tracing import CaptureTap
+from mcptt_sip.tls import TlsIdentity, client_context
+from mcptt_sip.transport import TransportSettings
 from media.errors import MediaError
 from mikey import Keyring, MikeyError, ReplayCache, TransportKey
 
@@ -378,6 +380,9 @@ class PhoneOptions:
     pcap: Path | None = None
     pcap_secrets: Path | None = None
     kms_authority: Path | None = None
+    tls_authority: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
     store: Path | None = None
     key_file: Path | None = None
     deputies: tuple[str, ...] = ()
@@ -414,6 +419,10 @@ async def _run_client(options: PhoneOptions, keyring: Keyring, replay: ReplayCac
         for observe in observers:
             observe(group, key)
 
+    identity = None
+    if options.tls_certificate is not None:
+        identity = TlsIdentity(options.tls_certificate, options.tls_key or options.tls_certificate)
+    tls = client_context(options.tls_authority, identity=identity)
     journals = JournalFolder(options.store / "groups") if options.store is not None else None
     settings = ClientSettings(
         server=options.server,
@@ -422,6 +431,7 @@ async def _run_client(options: PhoneOptions, keyring: Keyring, replay: ReplayCac
         password=options.password,
         listen=tuple(listener(text) for text in options.listen) or (("udp", options.host, 0),),
         host=options.host,
+        agent=TransportSettings(tls_client=tls),
         acknowledgement=options.acknowledgement,
         distribution=DistributionSettings(
             lifetime=options.key_lifetime, activation_delay=options.activation_delay,

@@ -13,7 +13,7 @@ from typing import Any
 
 #: exit codes of every command
 PASSED, FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
-TRANSPORTS = ("udp", "tcp")
+TRANSPORTS = ("udp", "tcp", "tls", "ws", "wss")
 
 
 def emit(event: str, **details: Any) -> None:

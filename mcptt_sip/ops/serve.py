@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from mcptt_sip.ops.capture import Capture
 from mcptt_sip.ops.programs import PASSED, StopSignals, emit, listener
 from mcptt_sip.ops.tracing import CaptureTap
 from mcptt_sip.session_timer import FLOOR as SESSION_FLOOR
+from mcptt_sip.tls import ServerTls, TlsIdentity
 from mcptt_sip.transport import TransportSettings
 from mikey import Keyring, ReplayCache
 
@@ -38,6 +40,11 @@ class ServerOptions:
     regroup: RegroupSettings = RegroupSettings()
     controlling: ControllingSettings | None = None
     keep_alive: float = 5.0
+    #: PEM files, for tls and wss: the server's certificate, its key, and who signs those of clients (mutual TLS)
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_authorities: Path | None = None
+    max_connections_per_source: int = 1024
     media_host: str = "127.0.0.1"
     kms_authority: Path | None = None
     store: Path | None = None
@@ -74,6 +81,26 @@ def controlling_settings(
             raise ValueError(f"--resource-priority {text!r}: the value is mcpttp.0 to .15, or mcpttq.0 to .15")
         priorities[Urgency(name)] = value
     return replace(settings, resource_priority=priorities)
+
+
+def server_tls(options: ServerOptions) -> ServerTls | None:
+    """The server's side of TLS, when there is a certificate; raises OSError, ssl.SSLError or ValueError."""
+    if options.tls_certificate is None:
+        if any(text.startswith(("tls:", "wss:")) for text in options.listen):
+            raise ValueError("tls and wss need --tls-certificate")
+        return None
+    identity = TlsIdentity(options.tls_certificate, options.tls_key or options.tls_certificate)
+    return ServerTls([identity], client_authorities=options.tls_client_authorities)
+
+
+def _reload(tls: ServerTls) -> None:
+    """SIGHUP: a renewed certificate is taken into use for new connections."""
+    try:
+        tls.reload()
+    except OSError as error:  # ssl.SSLError is one
+        log.error("certificate not reloaded, the one before stays: %s", error)
+    else:
+        log.info("certificate reloaded")
 
 
 class PolicyFile:
@@ -121,6 +148,7 @@ async def run_server(options: ServerOptions) -> int:
 async def _serve(
     options: ServerOptions, policy: PolicyFile, keyring: Keyring, replay: ReplayCache, stop: StopSignals
 ) -> int:
+    tls = server_tls(options)
     tap = CaptureTap(Capture(options.pcap) if options.pcap is not None else None)
 
     def observe(name: str, details: dict[str, Any]) -> None:
@@ -134,7 +162,11 @@ async def _serve(
             media_host=options.media_host,
             regroup=options.regroup,
             controlling=options.controlling,
-            agent=TransportSettings(keep_alive=options.keep_alive),
+            agent=TransportSettings(
+                keep_alive=options.keep_alive,
+                max_connections_per_source=options.max_connections_per_source,
+                tls_server=None if tls is None else tls.context,
+            ),
         ),
         policy=policy,
         keyring=keyring,
@@ -143,6 +175,8 @@ async def _serve(
         media_trace=tap.media,
         observe=observe,
     )
+    if tls is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, tls)
     opened = await server.start()
     named = {transport: f"{transport}:{host}:{port}" for transport, host, port in opened}
     emit("ready", identity=options.identity, addresses=[[host, port] for _, host, port in opened], **named)
