@@ -40,6 +40,7 @@ from mcptt_sip.endpoint import SipEndpoint
 from mcptt_sip.flow import Flow
 from mcptt_sip.incoming import RequestReceived
 from mcptt_sip.message import parse
+from mcptt_sip.ops.programs import calm_collector
 from mcptt_sip.registrar import Registrar
 from mcptt_sip.session import Answered, Ended, InviteReceived, Refused
 from mcptt_sip.stack import SipStack, StackSettings
@@ -256,6 +257,7 @@ async def uas(transport: str) -> None:
     endpoint = SipEndpoint(stack, on_event=event)
     port = (await endpoint.listen(transport, HOST, 0))[1]
     _enlarge(endpoint)
+    calm_collector()
     stall = Stall()
     spent = time.process_time()
     print(port, flush=True)
@@ -358,6 +360,7 @@ async def uac(transport: str, target: str, calls: int) -> None:
     endpoint = SipEndpoint(stack, on_event=event)
     await endpoint.listen(transport, HOST, 0)
     _enlarge(endpoint)
+    calm_collector()
     stall = Stall()
     began = time.perf_counter()
     for _ in range(100):

@@ -24,7 +24,7 @@ from mcptt_sip.errors import CallFailed, RegistrationFailed, SipError
 from mcptt_sip.grammar import format_host
 from mcptt_sip.incoming import ServerRequest
 from mcptt_sip.ops.capture import Capture
-from mcptt_sip.ops.programs import PASSED, StopSignals, emit
+from mcptt_sip.ops.programs import PASSED, StopSignals, calm_collector, emit
 from mcptt_sip.ops.tracing import CaptureTap
 from mcptt_sip.registration import Registration
 from mcptt_sip.tls import ServerTls, TlsIdentity, client_context
@@ -295,6 +295,7 @@ class Telephone:
 async def run_telephone(options: TelephoneOptions) -> int:
     """Runs until a signal, ``quit``, or with ``once`` the end of the first call."""
     stop = StopSignals().install()
+    calm_collector()
     capture = None if options.pcap is None else Capture(options.pcap)
     tap = CaptureTap(capture)
     with tempfile.TemporaryDirectory(prefix="mcptt-ua-") as folder:
