@@ -400,7 +400,7 @@ class ControllingFunction:
         subscription.context = call
         call.roster.watch(subscription, sender, now)
         leg = call.legs[sender]
-        if call.member_list is not None and leg.in_media:
+        if call.member_list is not None and leg.in_media and not leg.session.ended:
             leg.session.send("MESSAGE", body=call.member_list, content_type=MEMBER_LIST, now=now)
 
     def resubscribed(self, subscription: NotifierSubscription, now: float) -> None:

@@ -65,7 +65,7 @@ class KeyMessages:
     def _pass_key(self, leg: Leg, contents: Contents, now: float) -> None:
         call, user = leg.call, contents.info.request_uri or ""
         target = call.legs.get(user)
-        if target is None or not target.in_media:
+        if target is None or not target.in_media or target.session.ended:
             # 404 would end the initiator's own dialog (RFC 5057 5.2)
             raise Refusal(403, warning_text(100, NOT_IN_CALL), f"{user} is not in the call")
         assert contents.mikey is not None
@@ -103,7 +103,7 @@ class KeyMessages:
         if Acknowledgement.decode(octets).user != leg.user:
             raise Refusal(403, warning_text(190), "an acknowledgement in another user's name")
         signer = leg.call.legs.get(leg.key_from or leg.call.initiator)
-        if signer is None:
+        if signer is None or signer.session.ended:
             raise Refusal(403, warning_text(100, "the initiator is gone"), "the initiator is gone")
         signer.session.send("MESSAGE", body=octets, content_type=ACKNOWLEDGEMENT, now=now)
 
@@ -116,7 +116,7 @@ class KeyMessages:
         call.member_list = octets
         for user in sorted({*call.deputies, *call.roster.watching} - {leg.user}):
             target = call.legs.get(user)
-            if target is not None and target.in_media:
+            if target is not None and target.in_media and not target.session.ended:
                 target.session.send("MESSAGE", body=octets, content_type=MEMBER_LIST, now=now)
 
     def _warning(self, text: str | None, plain: str | None = None) -> list[tuple[str, object]]:

@@ -76,7 +76,7 @@ class Returning:
 
     def _request_key(self, call: GroupCall, user: str, now: float) -> None:
         director = call.director
-        if director is None or not director.in_media:
+        if director is None or not director.in_media or director.session.ended:
             log.info("group=%s user=%s is back, but nobody is there who makes keys", call.group, user)
             return
         info = McpttInfo(request_uri=user, calling_group_id=call.group, temporary_group=True, key_operation="request")

@@ -74,6 +74,7 @@ class Roster:
             self._put(ConferenceUser(user, acknowledgement=proof), now)
             return
         reason = f"SIP;cause={status}" + (f';text="{warning}"' if warning else "")
+        self._forget(now)
         self._put(ConferenceUser(user, "disconnected", reason), now)
         self._outcomes[user] = now + OUTCOME_KEPT
 
@@ -147,9 +148,12 @@ class Roster:
     # --- documents ------------------------------------------------------------------------------------
 
     def _all(self, now: float) -> list[ConferenceUser]:
+        self._forget(now)
+        return list(self._users.values())
+
+    def _forget(self, now: float) -> None:
         for user in [user for user, until in self._outcomes.items() if until <= now]:
             del self._outcomes[user], self._users[user]
-        return list(self._users.values())
 
     def _send(self, watcher: _Watcher, state: str, users: list[ConferenceUser], now: float) -> None:
         initiator = watcher.user == self._initiator

@@ -11,7 +11,7 @@ import functools
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -154,7 +154,7 @@ class Telephone:
         self.uri = uri(name)
         self.device = device
         self.csk, _ = registration_key(name, device, 0)
-        self._registrations = itertools.count()
+        self._registrations = exchange.registrations.setdefault((name, device), itertools.count())
         self.address = ("192.0.2.100", 5000 + number)
         self.flow = Flow(transport, self.address, exchange.address, number)
         self.stack = SipStack(
@@ -169,7 +169,7 @@ class Telephone:
         self.seen: list[Any] = []
         self.invitations: list[InviteSession] = []
         self.requests: list[Request] = []
-        self.numbers = itertools.count()
+        self.numbers = exchange.numbers
 
     # --- what it does
 
@@ -369,6 +369,10 @@ class Exchange:
         self.server.stack.settings = replace(self.server.stack.settings, mtu=65000)
         self.server.stack.add_listener(transport, *self.address)
         self.phones: list[Telephone] = []
+        self._phone_numbers = itertools.count(1)
+        #: every key message is another one, also after a restart of its device
+        self.numbers = itertools.count()
+        self.registrations: dict[tuple[str, str], Iterator[int]] = {}
         self.lose: Loss = lambda _message, _flow: False
         #: what arrives in one instant is read before any of it is acted upon
         self.together = False
@@ -384,7 +388,7 @@ class Exchange:
 
     def phone(self, name: str, device: str = "1", script: str | tuple[int, str | None] = "answer") -> Telephone:
         """A registered telephone."""
-        made = Telephone(self, name, device, len(self.phones) + 1, self.transport)
+        made = Telephone(self, name, device, next(self._phone_numbers), self.transport)
         made.script = script
         self.phones.append(made)
         made.register()
@@ -456,7 +460,9 @@ class Exchange:
                 for outgoing in stack.to_send():
                     again = True
                     way = outgoing.flow or flow
-                    assert way is not None, outgoing
+                    if way is None:  # the connection is gone, and the telephone with it
+                        stack.send_failed(outgoing, self.now)
+                        continue
                     octets = outgoing.octets if outgoing.flow is not None else stack.bind(outgoing, way, self.now)
                     try:
                         message = parse(octets)

@@ -11,11 +11,14 @@ from collections import Counter
 import pytest
 
 from mcptt_sip.errors import LocalProtocolError
-from mcptt_sip.mcptt.contents import RELEASE_FOR_ALL
+from mcptt_sip.mcptt.contents import CLIENT_HEADERS, RELEASE_FOR_ALL
+from mcptt_sip.mcptt.documents import MCPTT_INFO, McpttInfo
+from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, Acknowledgement
+from mcptt_sip.mcptt.memberlist import MEMBER_LIST
 from mcptt_sip.mcptt.regroup import AnswerCondition, CallState, RegroupSettings
 from mcptt_sip.session import InviteSession
 from mcptt_sip.subscription import Subscription
-from tests.mcptt.exchange import NAMES, Exchange, Telephone
+from tests.mcptt.exchange import DOMAIN, NAMES, SERVICE, Exchange, Telephone
 
 SCRIPTS: list[str | tuple[int, str | None]] = ["answer", "answer", "answer", "ring", "silent", (486, None), (603, None)]
 
@@ -42,8 +45,9 @@ class Chaos:
 
     def move(self) -> None:
         name = self.chance.choice(
-            ["call", "add", "add", "add", "remove", "leave", "release", "answer", "watch", "script", "loss", "together",
-             "member leaves", "register", "wait", "wait long"]
+            ["call", "call", "call", "call", "add", "add", "add", "add", "remove", "leave", "release", "answer",
+             "answer", "crash", "watch", "script", "loss", "together",
+             "member leaves", "register", "update", "proof", "list", "join", "offer", "wait", "wait long"]
         )
         self.done[name] += 1
         try:
@@ -113,8 +117,49 @@ class Chaos:
     def together(self) -> None:
         self.exchange.together = not self.exchange.together
 
+    def update(self) -> None:
+        phone, session = self._session()
+        phone.send_key(session, self.chance.choice(NAMES))
+
+    def proof(self) -> None:
+        phone, session = self._invitation(True)
+        octets = Acknowledgement(phone.uri, 1, 2, 0, bytes(32), bytes(129)).encode()
+        session.send("MESSAGE", body=octets, content_type=ACKNOWLEDGEMENT, now=self.exchange.now)
+
+    def list(self) -> None:
+        _, session = self._session()
+        session.send("MESSAGE", body=b"a list of members", content_type=MEMBER_LIST, now=self.exchange.now)
+
+    def join(self) -> None:
+        """Somebody asks to come back into a call, by message or, as its initiator, by INVITE."""
+        phone = self.chance.choice(self.phones)
+        group = self.chance.choice([*self.exchange.calls, f"sip:tmp-0@{DOMAIN}"])
+        if self.chance.random() < 0.5:
+            self.calls.append((phone, phone.call(group=group)))
+            return
+        info = McpttInfo(request_uri=group, key_operation="join")
+        phone.request(phone.stack.compose(
+            "MESSAGE", SERVICE, from_=f"<{phone.uri}>", headers=CLIENT_HEADERS, body=info.encode(),
+            content_type=MCPTT_INFO,
+        ))
+
+    def offer(self) -> None:
+        phone, session = self._invitation(True)
+        moved = phone.describe(audio=("192.0.2.200", self.chance.randrange(9000, 9100)))
+        session.reinvite(body=moved.encode(), content_type="application/sdp", now=self.exchange.now)
+
     def register(self) -> None:
         self.chance.choice(self.phones).register(self.chance.choice([0, 80000]))
+
+    def crash(self) -> None:
+        """A device is gone with its connection, and starts again."""
+        phone = self.chance.choice(self.phones)
+        if phone.flow.reliable and self.chance.random() < 0.5:
+            self.phones.remove(phone)
+            self.exchange.hang_up_flow(phone)
+            self.calls = [(who, session) for who, session in self.calls if who is not phone]
+            self.refers = [(who, refer) for who, refer in self.refers if who is not phone]
+            self.phones.append(self.exchange.phone(phone.name, phone.device))
 
     def wait(self) -> None:
         self.exchange.run(self.chance.uniform(0.0, 8.0))
