@@ -183,12 +183,17 @@ class MemberMedia:
 
     # --- set-up ---------------------------------------------------------------------------------------
 
-    def connect(self, audio: Address, floor: Address) -> None:
-        """The server's addresses; from now on it is talked to, and only it is listened to."""
+    def connect(
+        self, audio: Address, floor: Address, *, implicit_request: bool = False, granted: bool = False
+    ) -> None:
+        """The server's addresses; from now on it is talked to, and only it is listened to.
+
+        With an implicit request (``mc_implicit_request`` in the offer) the floor is asked for with the call; it is
+        there already when the answer said so (``mc_granted``).
+        """
         self._audio_peer, self._floor_peer = audio, floor
         now = self._loop.time()
-        self._channel.heard = now
-        self._channel.machine.call_established(now)
+        self._channel.establish(now, implicit_request=implicit_request, granted=granted)
         if self.settings.keepalive:
             self._keepalive_due = now
         self._advance()

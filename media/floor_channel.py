@@ -119,6 +119,16 @@ class FloorChannel:
         users = (self.user, *self._members.order, *self._members.members)
         return next((user for user in users if self._owns(user, mki)), "")
 
+    def establish(self, now: float, *, implicit_request: bool, granted: bool) -> None:
+        """The call is there; with an implicit request, which only a server answers, the floor is asked for with it,
+        or ``granted`` already."""
+        self.heard = now
+        if self._members is None:
+            self._server.implicit_request = implicit_request
+            self._server.call_established(now, granted=granted)
+        else:
+            self._members.call_established(now)
+
     def receive(self, sender: str, message: FloorMessage, now: float) -> None:
         """A message that :meth:`open` gave."""
         if self._members is None:

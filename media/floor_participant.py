@@ -213,7 +213,7 @@ class FloorParticipant:
         self._settings = settings or ParticipantSettings()
         #: whether the last Floor Taken allowed requests: in a broadcast call it does not
         self.may_request = True
-        self._implicit = implicit_request
+        self.implicit_request = implicit_request
         self._grant: FloorMessage | None = None
         self._priority = 0
         self._pressing = False
@@ -228,7 +228,7 @@ class FloorParticipant:
     def call_established(self, now: float, *, granted: bool = False) -> None:
         """The call is there; with an implicit request, the floor is being asked for, or ``granted`` already
         (``mc_granted`` in the answer)."""
-        if not self._implicit:
+        if not self.implicit_request:
             on = On.ESTABLISHED
         else:
             on = On.ESTABLISHED_WITH_GRANT if granted else On.ESTABLISHED_WITH_REQUEST

@@ -45,6 +45,10 @@ class ReceptionSettings:
     bursts: int = 8
 
 
+#: packets of a burst whose way is remembered: a minute's
+_TRANSITS = 3000
+
+
 class Burst:
     """One talk burst of ``user``: its jitter buffer and figures."""
 
@@ -62,7 +66,7 @@ class Burst:
         #: when the burst's first sample was spoken (Unix time), as far as its packets say
         self.captured: float | None = None
         #: of each packet, how long it was on its way, all from the same unknown beginning (seconds)
-        self.transits: list[float] = []
+        self.transits: deque[float] = deque(maxlen=_TRANSITS)
         self._first = self._timestamp = packet.timestamp
         self._arrival: float | None = None
         self._transit = 0.0

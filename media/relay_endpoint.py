@@ -19,7 +19,7 @@ from typing import Any
 
 from media.errors import FloorMessageError, RtpError, SrtpError
 from media.fanout import FanOut
-from media.floor_messages import FloorIndicator, decode_all
+from media.floor_messages import FloorIndicator, FloorMessage, decode_all
 from media.floor_server import FloorControlServer, FloorFree, FloorServerSettings, FloorTakenBy, Inactive
 from media.relay import Relay, RelaySettings
 from media.rtcp import Report, ReportBlock, decode_report, ntp_middle, round_trip
@@ -114,7 +114,7 @@ class GroupRelay:
         #: (when, who) of the keep-alives of this round
         self._turns: deque[tuple[float, str]] = deque()
         #: floor messages that wait, in the order in which their addressees get them
-        self._outbox: dict[str, bytearray] = {}
+        self._outbox: dict[str, list[FloorMessage]] = {}
         self._flushing = False
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -283,7 +283,7 @@ class GroupRelay:
         self._flushing = False
         for _ in range(min(_SLICE, len(self._outbox))):
             participant = next(iter(self._outbox))
-            plain = bytes(self._outbox.pop(participant))
+            plain = b"".join(message.encode() for message in self._outbox.pop(participant))
             if (leg := self._legs.get(participant)) is not None:
                 self._send_floor(leg, plain, True)
         if self._outbox and not self._closed:
@@ -297,7 +297,7 @@ class GroupRelay:
         if self._closed:
             return
         for participant, message in self._arbiter.to_send():
-            self._outbox.setdefault(participant, bytearray()).extend(message.encode())
+            self._outbox.setdefault(participant, []).append(message)
         if not self._flushing:
             self._flush()
         for event in self._arbiter.events():

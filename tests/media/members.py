@@ -106,14 +106,15 @@ class ScriptedServer:
         self._news.clear()
         await self._news.wait()
 
-    def join(self, *members: Member) -> None:
+    def join(self, *members: Member, connect: bool = True) -> None:
         for member in members:
             key = csk_of(member.user)
             self.ssrc += 1
             self.members[member.user] = member
             self._senders[member.user] = SrtpSender(key, self.ssrc, CSK)
             self._receivers[member.user] = SrtpReceiver(lambda _mki, key=key: key, CSK)  # type: ignore[misc]
-            member.media.connect(self.audio.address, self.floor.address)
+            if connect:
+                member.media.connect(self.audio.address, self.floor.address)
 
     def _user(self, source: Address) -> str:
         return next(

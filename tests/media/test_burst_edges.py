@@ -145,3 +145,31 @@ async def quiet(party: Party, bursts: int) -> None:
     for _ in range(bursts):
         await party.expect("burst-heard", after)
         after += 1 + [name for name, _ in party.events[after:]].index("burst-heard")
+
+
+async def test_who_comes_in_while_one_talks_hears_the_rest_and_who_is_removed_hears_no_more(tmp_path: Path) -> None:
+    async with call(tmp_path, ("alice", "bob")) as (relay, group, (alice, bob)):
+        group.key("carol")
+        await alice.media.request_floor()
+        half, sent = asyncio.Event(), []
+
+        def count(kind: str, outbound: bool, _local: Any, _remote: Any, octets: bytes, _at: float) -> None:
+            if kind == "audio" and outbound:
+                sent.append(octets)
+                if len(sent) == 25:
+                    half.set()
+
+        alice.media.trace = count
+        talking = asyncio.ensure_future(alice.media.send(ToneTrack(500.0, seconds=1.8)))
+        await half.wait()
+        carol = await join(relay, group, "carol")
+        relay.remove_leg("sip:bob@x")
+        removed_at = bob.media.statistics()["received"]
+        await talking
+        await alice.media.release_floor()
+        burst = await carol.expect("burst-heard")
+        await carol.media.close()
+        # she waits for the next packet that states its time, one in half a second
+        assert 0.4 < burst["samples"] / RATE < 1.4 and burst["lost"] == 0
+        assert bob.media.statistics()["received"] <= removed_at + 1
+        assert relay.statistics()["relayed"] >= len([octets for octets in sent if octets]) - 2

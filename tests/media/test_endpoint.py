@@ -119,6 +119,24 @@ async def test_a_denial_a_revoke_and_a_silent_server_each_raise_what_they_are(sh
         assert [type(m) for _, m in server.received][-1] is FloorRelease
 
 
+async def test_the_floor_may_be_asked_for_with_the_call_and_be_there_with_its_answer() -> None:
+    async with call("alice", "bob", floor=QUICK) as (server, (alice, _)):
+        alice.media.connect(server.audio.address, server.floor.address)  # a second time: nothing asked, nothing told
+        assert not server.received
+    server = ScriptedServer()
+    members = [await Member.open(name, GMK, floor=QUICK) for name in ("carol", "dave")]
+    server.join(*members, connect=False)
+    carol, dave = members
+    try:
+        dave.media.connect(server.audio.address, server.floor.address, implicit_request=True)
+        await dave.until("floor-granted")  # the server's first word was lost: it is asked again
+        assert [type(message) for _, message in server.received] == [FloorRequest]
+        carol.media.connect(server.audio.address, server.floor.address, implicit_request=True, granted=True)
+        assert carol.media.has_floor and carol.events[0][0] == "floor-granted"
+    finally:
+        await server.close()
+
+
 async def test_a_wish_that_is_cancelled_is_given_back() -> None:
     async with call("alice", "bob") as (server, (alice, _)):
         server.answer = lambda user, m: (
