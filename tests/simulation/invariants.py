@@ -153,7 +153,10 @@ class Invariants:
         for call in calls.values():
             for leg in call.legs.values():
                 phone = next(p for p in self.phones if p.uri == leg.user)
-                if phone.call(call.group) is None and noticed(leg.session):
+                flow = leg.session.flow
+                if flow is not None and flow.remote in phone.network.silenced:
+                    truth.counts["legs that died in silence"] += 1  # the session timer's business, too
+                elif phone.call(call.group) is None and noticed(leg.session):
                     truth.violate("10 state", f"{leg.user} is in {call.group}, says the server; he does not")
 
     def check_nothing_left(self) -> None:

@@ -53,6 +53,8 @@ class Network:
         self._sockets: dict[Address, tuple[Process, contextvars.Context, Receive]] = {}
         self._servers: dict[Address, Server] = {}
         self.streams: dict[Stream, None] = {}
+        #: addresses of streams whose machine went without a word
+        self.silenced: set[Address] = set()
         loop.network = self
 
     def port(self) -> int:
@@ -360,5 +362,7 @@ class Stream(asyncio.Transport):
         self._lost = self._closing = True
         self._network.streams.pop(self, None)
         peer = self.peer
-        if peer is not None and not silently:
+        if silently:
+            self._network.silenced.add(self.local)
+        elif peer is not None:
             self._network.loop.call_later(self._network.latency(), peer.arrive, _RESET, context=_NOBODY)

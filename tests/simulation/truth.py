@@ -102,7 +102,7 @@ class Truth:
         self.sealed: list[Sealed] = []
         #: (group, user) -> when its signer's client last told that this user proved a key
         self.told_keyed: dict[tuple[str, str], float] = {}
-        #: (group, user) -> when he was last told that this user is not in the call
+        #: (group, user) -> when he was last told that this user is not in the call, or was not
         self.told_left: dict[tuple[str, str], float] = {}
         self.used: dict[tuple[bytes, int], set[int]] = {}
         self.heard: dict[tuple[Process, bytes, int], set[int]] = {}

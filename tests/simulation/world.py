@@ -142,7 +142,7 @@ class World:
                 call = phone.call(group.group)
                 if call is not None and details["user"] not in call.distribution.named:  # type: ignore[attr-defined]
                     self.truth.violate("8 keyed", f"{details['user']} is told to be keyed, who is not in {group.group}")
-            case "left" if group is not None:
+            case "left" | "key-request" if group is not None:
                 self.truth.told_left[group.group, details["user"]] = self.truth.now
             case "ended" if group is not None:
                 there = group.established if phone.uri == group.initiator else (phone.uri, group.group) in self._joined
