@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from mcptt_sip.errors import SipError
+from mcptt_sip.mcptt.contents import warning_of
+from mcptt_sip.message import Response
+from mcptt_sip.outgoing import Cause
 
 
 class AddFailed(SipError):
@@ -23,6 +26,13 @@ class RegroupFailed(SipError):
         super().__init__(f"{why}" + (f": {status}" if status else "") + (f" ({warning})" if warning else ""))
         self.status = status
         self.warning = warning
+
+    @classmethod
+    def refused(cls, response: Response | None, cause: Cause) -> RegroupFailed:
+        """What an INVITE came to that was not answered with a 2xx."""
+        status = response.status if response is not None else None
+        warning = warning_of(response) if response is not None else None
+        return cls(f"call refused ({cause.value})", status, warning)
 
 
 class NotRekeyed(SipError):

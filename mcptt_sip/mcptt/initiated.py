@@ -125,9 +125,7 @@ class InitiatedRegroup(DirectedRegroup):
 
     def on_refused(self, response: Response | None, cause: Cause) -> None:
         if not self._answer.done():
-            status = response.status if response is not None else None
-            warning = warning_of(response) if response is not None else None
-            self._answer.set_exception(RegroupFailed(f"call refused ({cause.value})", status, warning))
+            self._answer.set_exception(RegroupFailed.refused(response, cause))
         self._early.set()
         self.client.spawn(self._end("refused"))
 

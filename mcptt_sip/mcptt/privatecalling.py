@@ -13,7 +13,7 @@ from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.call import Regroup
 from mcptt_sip.mcptt.callerrors import RegroupFailed
 from mcptt_sip.mcptt.clientrequests import ORDINARY
-from mcptt_sip.mcptt.contents import Contents, read_contents, warning_header, warning_of
+from mcptt_sip.mcptt.contents import Contents, read_contents, warning_header
 from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.keying import MIKEY, GroupTerms, KeyingError, i_message
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
@@ -85,9 +85,7 @@ class PrivateCall(Regroup):
 
     def on_refused(self, response: Response | None, cause: Cause) -> None:
         if not self._answer.done():
-            status = response.status if response is not None else None
-            warning = warning_of(response) if response is not None else None
-            self._answer.set_exception(RegroupFailed(f"call refused ({cause.value})", status, warning))
+            self._answer.set_exception(RegroupFailed.refused(response, cause))
         self.client.spawn(self._end("refused"))
 
     async def _end(self, cause: str) -> None:

@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from mcptt_sip.endpoint import SipEndpoint
 from mcptt_sip.mcptt.controlling import ControllingFunction
@@ -77,22 +77,43 @@ URGENT = {
 PRIVATE_PACKETS = RelaySettings(mki_length=4, trailer=0, min_packet=12 + 16 + 4)
 
 
-class RelayedMedia:
-    """One call's relay and floor control server, as the controlling function orders them about."""
+R = TypeVar("R", GroupRelay, UnreadRelay)
 
-    def __init__(self, relay: GroupRelay) -> None:
-        self._relay = relay
+
+def announced_ssrc(theirs: GroupMediaDescription) -> int:
+    """What a member sends audio under; only he draws it (rule 1)."""
+    if theirs.ssrc is None:
+        raise MediaRefused("the description does not say under which SSRC audio will come (a=ssrc)")
+    return theirs.ssrc
+
+
+class Relaying(Generic[R]):
+    """What all relays have in common, as the controlling function orders them about."""
+
+    def __init__(self, relay: R) -> None:
+        self._relay: R = relay
         self.audio = relay.audio
         self.floor = relay.floor
 
+    def bind(self, user: str, guk_id: int) -> None:
+        self._relay.bind(user, guk_id)
+
+    def remove_leg(self, user: str) -> None:
+        self._relay.remove_leg(user)
+
+    def close(self) -> None:
+        self._relay.close()
+
+
+class RelayedMedia(Relaying[GroupRelay]):
+    """One call's relay and floor control server."""
+
     def add_leg(self, destination: Destination, theirs: GroupMediaDescription, guk_id: int) -> None:
-        if theirs.ssrc is None:
-            raise MediaRefused("the description does not say under which SSRC audio will come (a=ssrc)")
         self._relay.add_leg(
             destination.user,
             audio=theirs.audio,
             floor=theirs.floor,
-            media_ssrc=theirs.ssrc,
+            media_ssrc=announced_ssrc(theirs),
             csk=floor_key(destination.csk),
             guk_id=guk_id,
             priority=destination.priority,
@@ -100,39 +121,14 @@ class RelayedMedia:
             implicit_request=theirs.implicit_request,
         )
 
-    def bind(self, user: str, guk_id: int) -> None:
-        self._relay.bind(user, guk_id)
 
-    def remove_leg(self, user: str) -> None:
-        self._relay.remove_leg(user)
-
-    def close(self) -> None:
-        self._relay.close()
-
-
-class UnreadMedia:
-    """One call's relay when members arbitrate the floor, as the controlling function orders it about."""
-
-    def __init__(self, relay: UnreadRelay) -> None:
-        self._relay = relay
-        self.audio = relay.audio
-        self.floor = relay.floor
+class UnreadMedia(Relaying[UnreadRelay]):
+    """One call's relay when members arbitrate the floor."""
 
     def add_leg(self, destination: Destination, theirs: GroupMediaDescription, guk_id: int) -> None:
-        if theirs.ssrc is None:
-            raise MediaRefused("the description does not say under which SSRC audio will come (a=ssrc)")
         self._relay.add_leg(
-            destination.user, audio=theirs.audio, floor=theirs.floor, media_ssrc=theirs.ssrc, guk_id=guk_id
+            destination.user, audio=theirs.audio, floor=theirs.floor, media_ssrc=announced_ssrc(theirs), guk_id=guk_id
         )
-
-    def bind(self, user: str, guk_id: int) -> None:
-        self._relay.bind(user, guk_id)
-
-    def remove_leg(self, user: str) -> None:
-        self._relay.remove_leg(user)
-
-    def close(self) -> None:
-        self._relay.close()
 
 
 class RelayPlane:

@@ -15,19 +15,17 @@ from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.callerrors import AddFailed, NotADeputy, NotRekeyed, RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
 from mcptt_sip.mcptt.clientrequests import CallOptions
-from mcptt_sip.mcptt.contents import Contents, read_contents
-from mcptt_sip.mcptt.controlling import ControllingFunction
+from mcptt_sip.mcptt.contents import read_contents
 from mcptt_sip.mcptt.distribution import DistributionSettings
-from mcptt_sip.mcptt.groupcall import GroupCall, Leg
+from mcptt_sip.mcptt.groupcall import GroupCall
 from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from mcptt_sip.mcptt.journal import GroupRecord
 from mcptt_sip.mcptt.keying import MIKEY, i_message
-from mcptt_sip.mcptt.keymessages import KeyMessages
 from mcptt_sip.mcptt.memberlist import MemberListError, read_members, sign_members
-from mcptt_sip.mcptt.server import McpttServer
 from mcptt_sip.message import parse
 from mcptt_sip.trace import Direction, MessageRecord
 from mikey import KeyType, TransportKey, read, seal
+from tests.security.test_keys import WithholdingServer
 from tests.security.town import PATIENCE, Townsman, town, uri
 
 pytestmark = pytest.mark.network
@@ -303,26 +301,8 @@ async def test_rule_24_with_rekey_on_join_a_newcomer_holds_no_earlier_key_and_jo
         assert sending_key(bob) == sending_key(carol) == sending_key(dave) != first
 
 
-class DeafMessages(KeyMessages):
-    """Nothing reaches bob, and nobody is told."""
-
-    def _pass_key(self, leg: Leg, contents: Contents, now: float) -> None:
-        if contents.info.request_uri != uri("bob"):
-            super()._pass_key(leg, contents, now)
-
-
-class Deaf(ControllingFunction):
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.key_messages = DeafMessages(self.settings.domain, self._check_key, self._token)
-
-
-class DeafServer(McpttServer):
-    controlling_function = Deaf
-
-
 async def test_rule_24_one_who_never_acknowledges_holds_up_nobody() -> None:
-    async with town(DeafServer) as here:
+    async with town(WithholdingServer) as here:
         alice, _bob, carol, dave = await here.phones("alice", "bob", "carol", "dave")
         call = await call_of(alice, "bob", "carol")
         rekey = asyncio.ensure_future(call.rekey())
