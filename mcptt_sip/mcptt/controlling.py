@@ -18,6 +18,7 @@ from mcptt_sip.mcptt import documents, regroup
 from mcptt_sip.mcptt.admission import Admission, Admitted, refusal_of
 from mcptt_sip.mcptt.affiliation import Affiliations
 from mcptt_sip.mcptt.callrequest import CallRequest, read_call_request
+from mcptt_sip.mcptt.conference import ConferencePackage
 from mcptt_sip.mcptt.contents import (
     INFO_PACKAGE,
     Contents,
@@ -42,7 +43,6 @@ from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MAX_ACKNOWLEDGEMENT, KeyingE
 from mcptt_sip.mcptt.keymessages import KeyMessages
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription, MediaRefused
 from mcptt_sip.mcptt.memberinvite import compose_invite
-from mcptt_sip.mcptt.memberlist import MEMBER_LIST
 from mcptt_sip.mcptt.participating import Destination
 from mcptt_sip.mcptt.policy import Policy, warning_text
 from mcptt_sip.mcptt.referral import accept_referral, notify_outcome, read_referral
@@ -99,6 +99,7 @@ class ControllingFunction:
             settings, policy=policy, affiliations=affiliations, calls=self.calls, check_key=check_key
         )
         self.key_messages = KeyMessages(settings.domain, check_key, token)
+        self.conference = ConferencePackage(settings.domain, self.call_of)
         self.returning = Returning(settings.domain, self.calls.get, self._left_behind)
         self._media = media
         self._token = token
@@ -380,36 +381,6 @@ class ControllingFunction:
             self._admission.passed_on(key, now)
             call.machine.add(referral.user, key, handle, now)
         self._carry_out(call, now)
-
-    # --- roster -----------------------------------------------------------------------------------------
-
-    def subscribed(self, incoming: ServerRequest, sender: str, now: float) -> None:
-        """SUBSCRIBE to the conference package of a session identity (RFC 4575)."""
-        event = incoming.request.headers.event
-        if event is None or event.package != "conference":
-            incoming.respond(489, headers=[("Allow-Events", "conference")], now=now)
-            return
-        call = self.call_of(incoming.request.uri)
-        if call is None:
-            incoming.respond(404, headers=self._warning(warning_text(137)), now=now)
-            return
-        if sender not in call.legs:
-            incoming.respond(403, headers=self._warning(warning_text(138)), now=now)
-            return
-        subscription = incoming.accept_subscription(headers=self._contact(call), now=now)
-        subscription.context = call
-        call.roster.watch(subscription, sender, now)
-        leg = call.legs[sender]
-        if call.member_list is not None and leg.in_media and not leg.session.ended:
-            leg.session.send("MESSAGE", body=call.member_list, content_type=MEMBER_LIST, now=now)
-
-    def resubscribed(self, subscription: NotifierSubscription, now: float) -> None:
-        if isinstance(subscription.context, GroupCall):
-            subscription.context.roster.refresh(subscription, now)
-
-    def unsubscribed(self, subscription: NotifierSubscription) -> None:
-        if isinstance(subscription.context, GroupCall):
-            subscription.context.roster.unwatch(subscription)
 
     # --- orders -----------------------------------------------------------------------------------------
 

@@ -97,9 +97,9 @@ class McpttService:
             case Confirmed(session, _) if isinstance(session.context, Leg):
                 self.controlling.confirmed(session.context, now)
             case Resubscribed(subscription, _):
-                self.controlling.resubscribed(subscription, now)
+                self.controlling.conference.resubscribed(subscription, now)
             case SubscriptionEnded(subscription, _, _) if isinstance(subscription, NotifierSubscription):
-                self.controlling.unsubscribed(subscription)
+                self.controlling.conference.unsubscribed(subscription)
             case FlowLost(flow):
                 self.participating.flow_lost(flow, now)
             case _:
@@ -173,7 +173,7 @@ class McpttService:
             case "MESSAGE":
                 self.controlling.key_messages.received(incoming, sender.uri, now)
             case "SUBSCRIBE":
-                self.controlling.subscribed(incoming, sender.uri, now)
+                self.controlling.conference.subscribed(incoming, sender.uri, now)
             case "OPTIONS":
                 incoming.respond(200, now=now)
             case "INVITE" | "UPDATE" if incoming.session is not None and isinstance(incoming.session.context, Leg):
