@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: CS-ID of MCPTT group media (TS 33.180 E.1.3)
 MCPTT_GROUP = 4
+#: talkers under ended keys that are told of
+MAX_STALE = 100
 #: events that wait for a reader
 MAX_EVENTS = 1000
 
@@ -60,6 +62,8 @@ class CallSettings:
     send_attempts: int = 4
     #: how long an added user may take to answer
     add_timeout: float = 60.0
+    #: for so long after the own change to a newer key the one before is still received under
+    key_grace: float = 4.0
 
 
 class Regroup:
@@ -77,7 +81,9 @@ class Regroup:
         self.me = client.uri
         self.media = media
         self.terms = terms
-        self.keys = GroupKeys(group, initiator)
+        self.keys = GroupKeys(group, initiator, grace=client.settings.call.key_grace)
+        #: MKIs of ended keys under which somebody still talks; each is told once
+        self._stale: set[bytes] = set()
         self.session: InviteSession | None = None
         self.session_identity: str | None = None
         self.ended = asyncio.Event()
@@ -180,8 +186,15 @@ class Regroup:
         """The sender's SRTP key behind an MKI = GMK-ID || GUK-ID, while its GMK may be received under."""
         if len(mki) != 8:
             return None
-        key = self.keys.receiving(int.from_bytes(mki[:4], "big"), self.client.now())
-        return None if key is None else self.srtp_key(key, int.from_bytes(mki[4:], "big"))
+        gmk_id, now = int.from_bytes(mki[:4], "big"), self.client.now()
+        key = self.keys.receiving(gmk_id, now)
+        if key is not None:
+            return self.srtp_key(key, int.from_bytes(mki[4:], "big"))
+        if self.keys.has_ended(gmk_id, now) and mki not in self._stale and len(self._stale) < MAX_STALE:
+            # he missed an update, was removed, or somebody plays old packets (rule 2)
+            self._stale.add(mki)
+            self.emit("stale-talker", gmk_id=f"{gmk_id:08x}", guk_id=mki[4:].hex())
+        return None
 
     @staticmethod
     def srtp_key(key: TransportKey, csb_id: int) -> SrtpKey:

@@ -7,13 +7,14 @@ The number in a test's name is that of the rule in the README's table.
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.mcptt import documents, regroup
-from mcptt_sip.mcptt.call import Regroup
+from mcptt_sip.mcptt.call import CallSettings, Regroup
 from mcptt_sip.mcptt.callerrors import AddFailed, NotRekeyed, RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
 from mcptt_sip.mcptt.contents import Contents
@@ -29,6 +30,7 @@ from mikey import KeyType, OpenedKey, TransportKey, guk_id, seal
 from tests.security.town import Townsman, town, uri
 
 pytestmark = pytest.mark.network
+VOICE = Path(__file__).parents[2] / "scenarios" / "data" / "bob.wav"
 
 
 async def regroup_of(alice: Townsman, *others: str) -> InitiatedRegroup:
@@ -74,6 +76,24 @@ async def test_rule_2_a_withheld_rekey_names_who_did_not_get_it() -> None:
         new = key_of(call).key_id
         assert carol.call.keys.holds(new) and not bob.call.keys.holds(new)
         assert uri("bob") not in call.distribution.keyed()
+
+
+async def test_rule_2_who_goes_on_under_the_old_key_is_not_heard_and_noticed() -> None:
+    quick = CallSettings(resend_after=0.3, send_attempts=2, add_timeout=3.0, key_grace=0.2)
+    async with town(WithholdingServer) as here:
+        alice = await here.phone("alice", call=quick)
+        bob = await here.phone("bob")
+        carol = await here.phone("carol", call=quick)
+        await here.phone("dave")
+        call = await regroup_of(alice, "bob", "carol", "dave")
+        old = key_of(call)
+        with pytest.raises(NotRekeyed):
+            await call.remove(uri("dave"))
+        await carol.until("key-ended", gmk_id=f"{old.key_id:08x}")
+        async with bob.call.floor():
+            await bob.call.say(VOICE)
+        await carol.until("stale-talker", gmk_id=f"{old.key_id:08x}", guk_id=f"{guk_id(old, uri('bob')):08x}")
+        assert not carol.seen("burst-heard") and len(carol.seen("stale-talker")) == 1
 
 
 async def test_rule_2_nobody_sends_under_a_key_after_its_expiry() -> None:
