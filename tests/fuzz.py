@@ -35,7 +35,11 @@ from mcptt_sip.mcptt.userprofile import UserProfile
 from mcptt_sip.message import MessageFramer, Request, parse
 from mcptt_sip.uri import parse_uri
 from media import floor_messages
+from media.codec import OpusEncoder
+from media.codec_amrwb import AmrWbFrame, AmrWbPayload
+from media.codecs import OPUS, Decoder
 from media.errors import MediaError
+from media.rtcp import Report, ReportBlock, decode_report
 from media.rtp import RtpPacket
 from media.sdp import SessionDescription
 from media.srtp import SrtpKey, SrtpReceiver
@@ -123,6 +127,13 @@ def sip_messages() -> list[bytes]:
     return [*found, head.encode() + body]
 
 
+def decode_opus(octets: bytes, decoders: list[Decoder] = []) -> None:  # noqa: B006 - one decoder for the whole run
+    if not decoders:
+        decoders.append(OPUS.decoder())
+    decoders[0].decode(octets)
+    decoders[0].conceal(octets)
+
+
 def floor_seeds() -> list[bytes]:
     """A message of every type with a value in every field that text, numbers or octets can fill."""
     user, place = "sip:bob@mcx.example", floor_messages.Location(1, bytes(7))
@@ -176,6 +187,11 @@ def targets() -> dict[str, Target]:
         "kms-protected": Target(lambda o: decode_response(o, TRANSPORT), protected_seeds(), mikey),
         "rtp": Target(RtpPacket.decode, [packet], media),
         "srtp": Target(SrtpReceiver(lambda _mki: KEY).unprotect, [packet + bytes(28)], media),
+        "srtcp": Target(SrtpReceiver(lambda _mki: KEY).unprotect_rtcp, [bytes(8) + bytes(48)], media),
+        "rtcp": Target(decode_report, [Report(7, (ReportBlock(1),), ntp=1.7e9).encode()], media),
+        "amr-wb": Target(lambda o: (AmrWbPayload.decode(o, True), AmrWbPayload.decode(o, False)), [
+            AmrWbPayload((AmrWbFrame(2, bytes(32)), AmrWbFrame(15))).encode(align) for align in (False, True)], media),
+        "opus": Target(decode_opus, [OpusEncoder().encode(bytes(640))], media),
         "floor": Target(floor_messages.decode_all, floor_seeds(), media),
     }
 
