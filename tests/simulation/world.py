@@ -40,6 +40,8 @@ from tests.simulation.truth import Group, Truth
 REGROUP = RegroupSettings(answer_time_limit=10.0, ring_time_limit=8.0, max_duration=900.0)
 #: seconds after which it is known why a call ended
 HINDSIGHT = 30.0
+#: a call that has lost its initiator may end whenever somebody leaves it
+WITHOUT_INITIATOR = "its initiator is out of it"
 #: an expected way for a user's wish to fail
 FAILURES = (SipError, MikeyError)
 
@@ -148,6 +150,8 @@ class World:
                 there = group.established if phone.uri == group.initiator else (phone.uri, group.group) in self._joined
                 if there and phone.uri not in group.out:
                     self._ended.append((self.truth.now, phone, group, str(details.get("cause"))))
+                if phone.uri == group.initiator:
+                    self.truth.close(group.group, WITHOUT_INITIATOR)
 
     def came_back(self, phone: Phone) -> None:
         """A phone is registered after a start."""
@@ -158,7 +162,10 @@ class World:
             self._judge_end(*self._ended.popleft())
 
     def _judge_end(self, now: float, phone: Phone, group: Group, cause: str) -> None:
-        if group.over is not None or phone.uri in group.out:
+        over = group.over
+        if over == WITHOUT_INITIATOR and phone.uri == group.initiator:
+            over = None  # that is what is to be explained
+        if over is not None or phone.uri in group.out:
             return
         hosts = phone.host, SERVER_HOST, HOSTS[group.initiator]
         if any(now - self.disturbed.get(host, -1e9) < AFTERMATH for host in hosts):
