@@ -47,11 +47,11 @@ from mikey import IMessage, Kms, MikeyError, Secret, decode_text, read
 from mikey.key_parameters import KeyParameters
 from mikey.kms_documents import KmsResponse, decode_request, decode_response, encode_response
 from mikey.kms_protection import TransportKeys
+from tests.sip.grammar_made import Maker
 
 VECTORS = Path(__file__).parent / "vectors"
 #: seconds that one case may take
 PATIENCE = 2.0
-from tests.sip.grammar_made import Maker
 TRANSPORT = TransportKeys(Secret(bytes(32)), Secret(bytes(32)))
 KEY = SrtpKey(bytes(16), bytes(12), bytes(8))
 
@@ -77,10 +77,6 @@ def whole_request(octets: bytes) -> None:
         read_contents(message)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One parser: what it reads, real inputs to start from, and the errors that are its own."""
-
 def every_header(octets: bytes) -> None:
     """The message, and each of its typed headers."""
     headers = parse(octets).headers
@@ -92,15 +88,19 @@ def every_header(octets: bytes) -> None:
                 pass  # a header that nobody may need
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One parser: what it reads, real inputs to start from, and the errors that are its own."""
+
     read: Callable[[bytes], object]
     seeds: Sequence[bytes]
     errors: tuple[type[Exception], ...]
+    #: makes cases from a grammar, in place of most of the mutated ones
+    make: Callable[[random.Random], bytes] | None = None
 
 
 def corpus() -> list[bytes]:
     cases = json.loads((VECTORS / "mikey" / "i_message_corpus.json").read_text())["cases"]
-    #: makes cases from a grammar, in place of most of the mutated ones
-    make: Callable[[random.Random], bytes] | None = None
     return [base64.b64decode(case["input"]["message_b64"]) for case in cases if case["input"]["message_b64"]]
 
 
