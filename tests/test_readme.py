@@ -64,3 +64,10 @@ def test_every_command_that_the_readme_names_exists() -> None:
     named = set(re.findall(r"^\| `mcptt (\w+)", README, re.MULTILINE))
     assert named and named <= known
     assert known <= named, f"the README does not tell of {sorted(known - named)}"
+
+
+def test_every_scenario_is_told_of() -> None:
+    from mcptt_sip.ops.scenario import installed
+
+    told = set(re.findall(r"^\| `(\w+)` \| ", README, re.MULTILINE))
+    assert set(installed()) <= told
