@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mikey import eccsi, key_parameters, sakke
 from mikey.errors import NoKeyForPeriod, SealRefused
@@ -26,10 +27,12 @@ from mikey.payloads import (
     ROLE_RESPONDER_KMS,
     ROLE_UID_INITIATOR,
     ROLE_UID_RESPONDER,
+    SP,
     GeneralExtension,
     GenericId,
     Header,
     Idr,
+    Opaque,
     Payload,
     Rand,
     SakkeData,
@@ -105,7 +108,7 @@ def seal(
     chain += [
         Idr(ROLE_INITIATOR_KMS, ID_URI, signer.kms_uri.encode()),
         Idr(ROLE_RESPONDER_KMS, ID_URI, to.certificate.kms_uri.encode()),
-        SecurityPolicy.of(dict(profile)),
+        _stated(tuple(profile.items())),
         SakkeData(1, to.certificate.scheme, sakke.encapsulate(secret, to.uid, to.certificate.pub_enc_key)),
     ]
     if to_self:
@@ -125,6 +128,12 @@ def seal(
     octets = encode_chain(Header(csb_id, MAP_GENERIC_ID, sessions), chain)[: -eccsi.SIGNATURE_OCTETS]
     digest = hashlib.sha256(octets).digest()  # all but the signature is signed
     return SealedMessage(octets + signer.sign(octets), csb_id, digest, ntp_decode(stamp), recipient)
+
+
+@lru_cache(maxsize=32)
+def _stated(parameters: tuple[tuple[int, int], ...]) -> Opaque:
+    """The SP payload of a profile; a sender has few of them."""
+    return Opaque(SP, SecurityPolicy.of(dict(parameters)).encode())
 
 
 def _refuse_to_seal(key: TransportKey, now: float, management_server: bool, long_key: bool) -> None:
