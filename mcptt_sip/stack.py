@@ -105,7 +105,8 @@ class SipStack(TransactionLayer):
     def flow_closed(self, flow: Flow, now: float) -> None:
         """A connection is gone: what waited for it has failed, calls over it have ended."""
         self._flow_gone(flow, now)
-        for dialog in [d for d in self._dialogs.values() if d.flow == flow]:
+        number = flow.id  # compared first: thousands of dialogs are looked through
+        for dialog in [d for d in self._dialogs.values() if d.flow and d.flow.id == number and d.flow == flow]:
             dialog.flow = None
             if isinstance(dialog.session, InviteSession) and self.settings.flow_loss_ends_calls:
                 dialog.session.flow_lost(now)

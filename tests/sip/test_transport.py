@@ -314,6 +314,32 @@ async def test_a_stream_above_its_rate_is_read_later_and_loses_nothing() -> None
         assert server.counters["rate-limited"] >= 1
 
 
+async def test_a_connection_that_brings_much_at_once_lets_others_have_their_turn() -> None:
+    async with end(max_messages_at_once=4) as (server, there):
+        port = (await server.listen("tcp", "127.0.0.1", 0))[1]
+        _, much = await asyncio.open_connection("127.0.0.1", port)
+        _, little = await asyncio.open_connection("127.0.0.1", port)
+        little.write(OPTIONS)
+        await there.until("heard")
+        single = there.heard[0][1]
+        seen: list[int] = []
+        received = there.received
+
+        def watch(data: bytes, flow: Flow) -> None:
+            if flow == single:
+                seen.append(len(there.heard))
+            elif len(there.heard) == 2:
+                little.write(OPTIONS)  # while the other one has hundreds waiting
+            received(data, flow)
+
+        there.received = watch  # type: ignore[method-assign]
+        much.write(OPTIONS * 400)
+        await there.until("heard", 402)
+        assert seen and seen[0] < 300
+        for writer in (much, little):
+            writer.close()
+
+
 async def test_connections_of_one_source_are_limited() -> None:
     async with end(max_connections_per_source=2) as (server, _):
         port = (await server.listen("tcp", "127.0.0.1", 0))[1]
