@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mcptt_sip.mcptt.call import RegroupFailed
+from mcptt_sip.mcptt.callerrors import RegroupFailed
 from mcptt_sip.mcptt.client import ClientSettings, McpttClient
 from mcptt_sip.ops import capture
 from mcptt_sip.ops.phone import proxy_uri
