@@ -33,6 +33,7 @@ from media.srtp import CSK, SrtpSender
 from media.tracks import ToneTrack
 from tests.media.members import HOST, Member, ScriptedServer, csk_of, group_key, guk
 from tests.media.test_burst_edges import clicks
+from tests.media.test_group_relay import PATIENT
 
 pytestmark = pytest.mark.network
 GMK, NEXT = 1, 2
@@ -224,7 +225,7 @@ async def test_what_does_not_come_from_the_server_is_not_looked_at() -> None:
 
 
 async def test_two_keys_in_one_burst_make_one_burst_and_no_gap(tmp_path: Path) -> None:
-    async with call("alice", "bob") as (server, (alice, bob)):
+    async with call("alice", "bob", reception=PATIENT.reception) as (server, (alice, bob)):
         await alice.media.request_floor()
         talking = asyncio.ensure_future(alice.media.send_file(clicks(tmp_path / "long.wav", 40)))
         while len(server.packets) < 15:

@@ -19,11 +19,11 @@ from media.floor_participant import ParticipantSettings
 from media.quality import score
 from media.srtp import SrtpKey
 from media.unread_relay import UnreadRelay
-from tests.media.test_group_relay import Group, Party, heard, said, speech
+from tests.media.test_group_relay import PATIENT, Group, Party, heard, said, speech
 
 pytestmark = pytest.mark.network
 NAMES = ("alice", "bob", "carol")
-SETTINGS = MemberSettings(keepalive=0.2, floor=ParticipantSettings(t101=0.2))
+SETTINGS = MemberSettings(keepalive=0.2, floor=ParticipantSettings(t101=0.2), reception=PATIENT.reception)
 ORDER = ("sip:alice@x", "sip:bob@x")
 
 
