@@ -11,7 +11,6 @@ from typing import Any
 from mcptt_sip.mcptt.client import McpttClient
 from mcptt_sip.mcptt.keying import INSTALLED
 from mikey import TransportKey
-from tests.simulation.hostile import HostileServer
 from tests.simulation.phones import Phone, ServerHost
 from tests.simulation.truth import LATE, Group, Made, Truth
 
@@ -24,12 +23,11 @@ AFTERMATH = 75.0
 class Invariants:
     """Looks at every actor. Remembers what it saw, to see what changes."""
 
-    def __init__(self, truth: Truth, phones: list[Phone], host: ServerHost, hostile: HostileServer) -> None:
+    def __init__(self, truth: Truth, phones: list[Phone], host: ServerHost) -> None:
         self.truth = truth
         self.phones = phones
         self.host = host
-        self.hostile = hostile
-        #: (phone, start, group) -> GMK-ID -> octets of the key
+        #: (phone, start, group) -> GMK-ID -> the key held under it after the last step
         self._held: dict[tuple[str, int, str], dict[int, TransportKey]] = {}
 
     # --- after each step --------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.machine import Machine
+from tests.simulation.weakenings import WEAKENINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,3 +36,11 @@ def test_a_seed_says_everything() -> None:
     ]
     assert traces[0] == traces[1] and len(traces[0][0]) == 64
     assert Machine(4, steps=5).run().trace != Machine(5, steps=5).run().trace
+
+
+def test_a_failure_comes_again_to_the_octet_from_the_seed_that_is_printed() -> None:
+    weakening = WEAKENINGS["key_in_the_log"]
+    with weakening.patch():
+        first, second = (Machine(1, steps=20, weights=weakening.weights).run() for _ in range(2))
+    assert first.violation is not None and str(first.violation) == str(second.violation)
+    assert (first.seed, first.steps, first.trace, first.tail) == (second.seed, second.steps, second.trace, second.tail)

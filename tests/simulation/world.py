@@ -81,7 +81,7 @@ class World:
         self.phones = [Phone(name, self.network, self.truth, store, f"{self.seed}") for name in NAMES]
         for phone in self.phones:
             phone.on_event = self._on_phone_event
-        self.invariants = Invariants(self.truth, self.phones, self.host, self.hostile)
+        self.invariants = Invariants(self.truth, self.phones, self.host)
 
     def _settings(self, number: int) -> PhoneSettings:
         return PhoneSettings(transport="tcp" if number % 2 else "udp")
@@ -259,9 +259,6 @@ class World:
                     self.note(f"  {phone.name} {name} {outcome}")
 
         process.spawn(doing())
-
-    def _phone(self, user: str) -> Phone:
-        return next(phone for phone in self.phones if phone.uri == user)
 
     def _initiated(self) -> list[tuple[Phone, Any, Group]]:
         """Calls in the hands of a living initiator."""
