@@ -83,7 +83,7 @@ class CallMedia:
         self._looped: tuple[int, int] | None = None  # the peer's SSRC, and ours minus its timestamp
         self._last_event: tuple[int, int] | None = None
         self._recording: _Recording | None = None
-        self._talking = asyncio.Lock()
+        self._talking, self._dialling = asyncio.Lock(), asyncio.Lock()
         socket.on_datagram = self._received
 
     @classmethod
@@ -130,7 +130,9 @@ class CallMedia:
                 await asyncio.sleep(begin + number * FRAME_SECONDS - self._loop.time())
                 if self.closed.is_set():
                     break
-                self._send(coder.encode(pcm), timestamp + number * step, marker=number == 0)
+                payload = coder.encode(pcm)
+                if not self._dialling.locked():  # RFC 4733 2.5.1.1: events take the place of the audio
+                    self._send(payload, timestamp + number * step, marker=number == 0)
                 number += 1
 
     async def loop_back(self, *, until: asyncio.Event | None = None) -> None:
@@ -152,7 +154,7 @@ class CallMedia:
         if agreed is None or agreed.event_send is None:
             raise ValueError("the peer takes no telephone events")
         clock = agreed.codec.clock
-        async with self._talking:
+        async with self._dialling:
             for digit in digits.upper():
                 timestamp = self._now_as_timestamp(clock)
                 begin, steps = self._loop.time(), max(1, round(self.settings.digit / FRAME_SECONDS))

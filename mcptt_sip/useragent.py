@@ -56,7 +56,7 @@ from mcptt_sip.transport import Transport, TransportSettings
 from mcptt_sip.uri import SipUri
 from mcptt_sip.watch import Watch
 
-__all__ = ["TELEPHONE", "UserAgent"]
+__all__ = ["TELEPHONE", "UserAgent", "parse_listener"]
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class UserAgent:
         """Opens the listeners. Raises OSError; none is open then."""
         try:
             for text in self._listen:
-                transport, host, port = _listener(text)
+                transport, host, port = parse_listener(text)
                 bound = await self.endpoint.listen(transport, host, port)
                 self.addresses.append((transport, *bound))
         except BaseException:
@@ -516,12 +516,14 @@ class UserAgent:
 
 
 
-def _listener(text: str) -> tuple[str, str, int]:
-    """``TRANSPORT:HOST:PORT``."""
+def parse_listener(text: str) -> tuple[str, str, int]:
+    """``TRANSPORT:HOST:PORT``, IPv6 hosts in brackets. Raises ValueError with a sentence."""
     transport, _, address = text.partition(":")
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal() or int(port) > 65535 or not host:
         raise ValueError(f"{text!r} is not TRANSPORT:HOST:PORT")
+    if transport not in ("udp", "tcp", "tls", "ws", "wss"):
+        raise ValueError(f"{text!r}: the transport is one of udp, tcp, tls, ws, wss")
     return transport, host.strip("[]"), int(port)
 
 

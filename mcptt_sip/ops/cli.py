@@ -434,10 +434,22 @@ def ua(
     from mcptt_sip.ops.programs import set_up_logging
     from mcptt_sip.ops.ua import TelephoneOptions, run_telephone
 
+    from mcptt_sip.uri import SipUri
+    from mcptt_sip.useragent import parse_listener
     set_up_logging(verbose)
     if 0 < session_expires < 90:
         _stop(USAGE, "--session-expires: RFC 4028 allows no less than 90 seconds")
     password = None
+    try:
+        for text in listen or ():
+            parse_listener(text)
+        for uri in (identity, register, proxy, call):
+            if uri is not None:
+                SipUri.parse(uri)
+    except ValueError as error:
+        _stop(USAGE, f"--listen: {error}")
+    except ParseError as error:
+        _stop(USAGE, error.reason)
     if auth_user is not None or password_file is not None:
         password = _secret(password_file, "MCPTT_PASSWORD", "password")
     options = TelephoneOptions(
