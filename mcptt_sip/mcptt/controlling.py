@@ -169,7 +169,8 @@ class ControllingFunction:
     def _rejoin(self, call: GroupCall, session: InviteSession, caller: Destination, now: float) -> None:
         """The initiator joins his call again: after a crash, or from another device, whose leg this one takes over.
         For everyone else a fresh key comes first, see :class:`Returning`."""
-        if caller.user != call.initiator or call.machine.state is not regroup.CallState.RUNNING:
+        profile, running = self.profile(caller.user), call.machine.state is regroup.CallState.RUNNING
+        if caller.user != call.initiator or not running or profile is None or not profile.allow_regroup:
             raise Refusal(403, warning_text(121), f"{caller.user} cannot join {call.group} by INVITE")
         contents = read_contents(session.request)
         leg = Leg(call, caller.user, session, caller, initiator=True, guk_id=contents.info.initiator_guk_id or 0)

@@ -11,14 +11,15 @@ import contextlib
 import difflib
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+import tomllib
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tomlkit
 import tomlkit.exceptions
-from tomlkit.items import Table
+from tomlkit.items import InlineTable
 
 from mcptt_sip.errors import SipError
 from mcptt_sip.mcptt.policy import Finding, Policy, PolicyError, Question
@@ -76,7 +77,7 @@ class PolicyDocument:
         """A new user. Raises :class:`AdminError`."""
         if uri in self.policy.profiles:
             raise AdminError(f"user {uri} is there already; 'user set' changes him")
-        self._users()[uri] = tomlkit.table()
+        self._insert(uri)
         self._assign(uri, assignments, password)
 
     def set(self, name: str, assignments: Sequence[str], *, password: str | None = None) -> str:
@@ -101,18 +102,26 @@ class PolicyDocument:
         held = self.policy.profiles.get(profile.uri)
         if held is not None:
             profile = replace(profile, username=held.username, password=held.password)
-        table = tomlkit.table()
+        table = self._insert(profile.uri)
         for key, value in profile.table().items():
             table[key] = value
-        self._users()[profile.uri] = table
         return held is None
 
-    def _users(self) -> Table:
+    def _users(self) -> MutableMapping[str, Any]:
+        """The tables by MCPTT ID, however the file spells them."""
         if "user" not in self._document:
             self._document["user"] = tomlkit.table(is_super_table=True)
-        users = self._document["user"]
-        assert isinstance(users, Table)
-        return users
+        users: Any = self._document["user"]
+        return cast(MutableMapping[str, Any], users)
+
+    def _insert(self, uri: str) -> MutableMapping[str, Any]:
+        """An empty table for ``uri``, of the kind that can stand where this file has its users."""
+        users = self._users()
+        users[uri] = tomlkit.inline_table() if isinstance(users, InlineTable) else tomlkit.table()
+        if tomllib.loads(tomlkit.dumps(self._document)).get("user", {}).get(uri) != {}:
+            # dotted keys (user."URI".name = …) cannot be followed by a table
+            raise AdminError(f'{self.path}: write its users as tables of the form [user."{uri}"] to add one here')
+        return cast(MutableMapping[str, Any], users[uri])
 
     def _assign(self, uri: str, assignments: Iterable[str], password: str | None) -> None:
         table = self._users()[uri]

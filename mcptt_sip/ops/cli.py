@@ -207,10 +207,10 @@ def serve(
     ] = False,
     answer_mode: Annotated[str, typer.Option(help="Of callers who ask for none: automatic or manual.")] = "automatic",
     ring_time_limit: Annotated[float, typer.Option(help="How long one user may ring, seconds.")] = 60.0,
-    max_participants: Annotated[int, typer.Option(help="Of one call, the initiator included.")] = 1000,
+    max_participants: Annotated[int, typer.Option(min=2, help="Of one call, the initiator included.")] = 1000,
     max_duration: Annotated[float, typer.Option(help="TNG3, seconds.")] = 14400.0,
     max_silence: Annotated[float, typer.Option(help="T4: a call in which nobody talks so long ends.")] = 1800.0,
-    max_calls: Annotated[int, typer.Option(help="At one time; beyond, 500 with Retry-After.")] = 1000,
+    max_calls: Annotated[int, typer.Option(min=1, help="At one time; beyond, 500 with Retry-After.")] = 1000,
     session_expires: Annotated[int, typer.Option(help="Session timer of a leg, seconds, from 90; 0: none.")] = 1800,
     resource_priority: Annotated[
         list[str] | None,
@@ -431,15 +431,15 @@ def ua(
 
     Runs until it is told otherwise: by a signal, or "quit" on standard input ("help" lists the commands).
     """
+    from mcptt_sip.errors import ParseError
     from mcptt_sip.ops.programs import set_up_logging
     from mcptt_sip.ops.ua import TelephoneOptions, run_telephone
-
     from mcptt_sip.uri import SipUri
     from mcptt_sip.useragent import parse_listener
+
     set_up_logging(verbose)
     if 0 < session_expires < 90:
         _stop(USAGE, "--session-expires: RFC 4028 allows no less than 90 seconds")
-    password = None
     try:
         for text in listen or ():
             parse_listener(text)
@@ -450,6 +450,7 @@ def ua(
         _stop(USAGE, f"--listen: {error}")
     except ParseError as error:
         _stop(USAGE, error.reason)
+    password = None
     if auth_user is not None or password_file is not None:
         password = _secret(password_file, "MCPTT_PASSWORD", "password")
     options = TelephoneOptions(

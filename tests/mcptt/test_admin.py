@@ -84,6 +84,35 @@ def test_a_first_user_makes_the_file_its_owners_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        f'user = {{"{ALICE}" = {{allow-regroup = true}}, "{BOB}" = {{}}}}',
+        f'[user]\n"{ALICE}" = {{allow-regroup = true}}\n"{BOB}" = {{}}',
+        f'[user."{BOB}"]\npassword = "x"\n\n[user]\n"{ALICE}" = {{allow-regroup = true}}',
+        f'[user."{ALICE}"]\nallow-regroup = true\n[user."{BOB}"]',
+    ],
+)
+def test_every_way_to_spell_the_tables_can_be_changed(tmp_path: Path, text: str) -> None:
+    path, carol = tmp_path / "policy.toml", "sip:carol@mcx.example"
+    path.write_text(text)
+    for words in (["set", "bob", "allow-private-call=true"], ["add", carol, "allow-regroup=true"], ["remove", "alice"]):
+        result = admin(path, "user", *words)
+        assert result.exit_code == 0, (result.stderr, path.read_text())
+    profiles = Policy.parse(path.read_text()).profiles
+    assert set(profiles) == {BOB, carol}
+    assert profiles[BOB].allow_private_call and profiles[carol].allow_regroup
+
+
+def test_a_file_of_dotted_keys_can_be_changed_but_not_extended(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(f'user."{ALICE}".allow-regroup = true\nuser."{BOB}".password = "x"\n')
+    assert admin(path, "user", "set", "bob", "allow-regroup=true").exit_code == 0
+    before = path.read_text()
+    result = admin(path, "user", "add", "sip:carol@mcx.example")
+    assert result.exit_code == 2 and "tables of the form" in result.stderr and path.read_text() == before
+
+
+@pytest.mark.parametrize(
     "words, said",
     [
         (["user", "show", "alise"], "did you mean 'alice'"),

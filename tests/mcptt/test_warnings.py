@@ -121,8 +121,10 @@ def already_there() -> Response:
     return alice.answer_to(refer)
 
 
-def come_back() -> Response:
+def come_back(withdrawn: bool = False) -> Response:
     exchange, alice, _ = running()
+    if withdrawn:
+        exchange.policy = Exchange(users={"alice": {"allow_regroup": False}}).policy
     (group,) = exchange.calls
     again = alice.call(group=group)
     exchange.run()
@@ -175,6 +177,7 @@ CASES: dict[str, tuple[int, int, Callable[[], Response]]] = {
     "a chat": (117, 404, response(session_type="chat")),
     "no regroup": (119, 403, response({"alice": {"allow_regroup": False}})),
     "joining a stranger's call": (121, 403, by_mallory("INVITE")),
+    "joining again without the right": (121, 403, lambda: come_back(withdrawn=True)),
     "too many": (122, 486, added(settings={"regroup": RegroupSettings(max_participants=2)})),
     "already there": (123, 486, already_there),
     "joining again": (123, 200, come_back),
