@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mcptt_sip.auth import DigestCredentials
@@ -36,6 +35,7 @@ from mcptt_sip.session_events import (
     ProvisionalAcknowledged,
     Refused,
     SessionState,
+    Unacknowledged,
 )
 from mcptt_sip.session_timer import SessionTimer, agree, answer_headers, offer_headers
 
@@ -58,15 +58,6 @@ BodyHook = Callable[[Response], tuple[str, bytes] | None]
 
 Action = Callable[[Any, Any, float], None]
 Table = dict[tuple[SessionState, Happens], tuple[SessionState, Action]]
-
-
-@dataclass(slots=True)
-class Unacknowledged:
-    """A 2xx to INVITE that is repeated until its ACK (13.3.1.4)."""
-
-    send: Callable[[], None]
-    cseq: int
-    interval: float
 
 
 class InviteSession:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ __all__ = [
     "ProvisionalAcknowledged",
     "Refused",
     "SessionState",
+    "Unacknowledged",
 ]
 
 
@@ -101,6 +103,15 @@ class Farewell:
     content_type: str | None = None
     cause: Cause = Cause.LOCAL_BYE
     request: Request | None = None
+
+
+@dataclass(slots=True)
+class Unacknowledged:
+    """A 2xx to INVITE that is repeated until its ACK (13.3.1.4)."""
+
+    send: Callable[[], None]
+    cseq: int
+    interval: float
 
 
 @dataclass(frozen=True, slots=True)
