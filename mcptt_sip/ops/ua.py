@@ -5,9 +5,9 @@ lines (JSON ones with ``--json``) on standard output."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import datetime
+import hashlib
 import os
+import ssl
 import stat
 import sys
 import tempfile
@@ -30,8 +30,9 @@ from mcptt_sip.registration import Registration
 from mcptt_sip.tls import ServerTls, TlsIdentity, client_context
 from mcptt_sip.transport import TransportSettings
 from mcptt_sip.uri import SipUri
-from mcptt_sip.useragent import TELEPHONE, UserAgent
+from mcptt_sip.useragent import TELEPHONE, UserAgent, parse_listener
 from media.errors import MediaError
+from mikey.tls import development_certificate
 
 __all__ = ["TelephoneOptions", "run_telephone"]
 
@@ -403,39 +404,9 @@ def _transport_settings(options: TelephoneOptions, folder: Path) -> tuple[Transp
     if options.tls_certificate is not None:
         identity = TlsIdentity(options.tls_certificate, options.tls_key or options.tls_certificate)
     else:
-        hosts = [text.partition(":")[2].rpartition(":")[0].strip("[]") for text in options.listen]
-        identity, fingerprint = _self_signed(folder, hosts)
+        hosts = dict.fromkeys(parse_listener(text)[1] for text in options.listen)
+        identity = TlsIdentity(folder / "ua.crt", folder / "ua.key")
+        development_certificate(folder / "ua.crt", folder / "ua.key", names=("localhost", *hosts), now=time.time())
+        certificate = ssl.PEM_cert_to_DER_cert((folder / "ua.crt").read_text())
+        fingerprint = hashlib.sha256(certificate).hexdigest()
     return TransportSettings(tls_server=ServerTls([identity]).context, tls_client=client), fingerprint
-
-
-def _self_signed(folder: Path, hosts: list[str]) -> tuple[TlsIdentity, str]:
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    names: list[x509.GeneralName] = [x509.DNSName("localhost")]
-    for host in dict.fromkeys(hosts):
-        with contextlib.suppress(ValueError):
-            names.append(x509.IPAddress(ipaddress.ip_address(host)))
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mcptt ua")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=7))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False).sign(key, hashes.SHA256())
-    )  # fmt: skip
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "ua.crt").write_bytes(pem)
-    (folder / "ua.key").touch(0o600)
-    (folder / "ua.key").write_bytes(secret)
-    return TlsIdentity(folder / "ua.crt", folder / "ua.key"), certificate.fingerprint(hashes.SHA256()).hex()
-
-
