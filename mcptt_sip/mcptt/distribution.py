@@ -249,7 +249,8 @@ class KeyDistribution:
         """
         key = self._current_for(user)
         mine = guk_id(key, user)
-        others = (*(u for u in self.holders(key) if u != user), self.signer)
+        # who is named gets this key as well, sooner or later
+        others = {*self.holders(key), *self._named, self.signer} - {user}
         if any(guk_id(key, other) == mine for other in others):
             raise GukIdCollision(f"the GUK-ID of {user} is taken in this key")
         return self._seal(key, user, now, INSTALLED)

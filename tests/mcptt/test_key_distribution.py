@@ -252,6 +252,23 @@ def test_rule_17_no_two_members_send_under_one_guk_id(users: Users, monkeypatch:
     assert collisions, "a hundred draws of three among sixteen: some collide"
 
 
+def test_a_newcomer_does_not_take_the_guk_id_of_a_user_who_has_yet_to_get_the_key(
+    users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derive, "LOW28", 0xF)
+    d = users.distribution()
+    d.name(BOB)
+    key = d.new_key(NOW)
+    strangers = (f"sip:user{number}@mcx.example" for number in range(1000))
+    same = next(user for user in strangers if guk_id(key, user) == guk_id(key, BOB))
+    d.name(same)
+    with pytest.raises(GukIdCollision):
+        d.seal_to(same, NOW)
+    assert not d.holders(key)
+    d.new_key(NOW + 1)
+    assert d.seal_to(same, NOW + 1) and d.seal_to(BOB, NOW + 1)
+
+
 def test_each_message_has_a_time_stamp_of_its_own(users: Users) -> None:
     d = users.distribution()
     for user in (BOB, CAROL, DAVE):
