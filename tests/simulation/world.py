@@ -58,8 +58,8 @@ class World:
         self._adding: Counter[tuple[str, str]] = Counter()
         self._dead: list[Process] = []
         self._ended: deque[tuple[float, Phone, Group, str]] = deque()
-        #: who was in which group
-        self._joined: set[tuple[str, str]] = set()
+        #: (user, group) -> since when he is in it, or was
+        self._joined: dict[tuple[str, str], float] = {}
         #: what users are waiting for
         self._operations = 0
         #: host -> when something last disturbed it
@@ -129,7 +129,7 @@ class World:
                     phone.registered = True
                     self.came_back(phone)
             case "joined" if (call := phone.call(details["group"])) is not None:
-                self._joined.add((phone.uri, details["group"]))
+                self._joined[phone.uri, details["group"]] = self.truth.now
                 if group is not None:
                     group.out.pop(phone.uri, None)
                 offer = call.session.request.body if call.session is not None else b""
@@ -167,9 +167,13 @@ class World:
             over = None  # that is what is to be explained
         if over is not None or phone.uri in group.out:
             return
-        hosts = phone.host, SERVER_HOST, HOSTS[group.initiator]
-        if any(now - self.disturbed.get(host, -1e9) < AFTERMATH for host in hosts):
-            return
+        for user, host in ((phone.uri, phone.host), ("", SERVER_HOST), (group.initiator, HOSTS[group.initiator])):
+            since = now - AFTERMATH
+            if user and self._settings(USERS.index(user)).transport == "udp":
+                # a BYE that is lost for good is noticed when there is something to say
+                since = min(since, self._joined.get((user, group.group), group.opened_at))
+            if self.disturbed.get(host, -1e9) > since:
+                return
         if any(now - self.touched.get((group.group, user), -1e9) < AFTERMATH for user in (phone.uri, "")):
             return
         if now - group.opened_at > REGROUP.max_duration - 1:
