@@ -35,7 +35,18 @@ from typing import Any, cast
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from mikey import Keyring, KeyType, Kms, TransportKey, pairing, seal, unseal
+from mikey import (
+    Keyring,
+    KeyType,
+    Kms,
+    MemoryReplayCache,
+    PairingBudget,
+    TransportKey,
+    pairing,
+    seal,
+    unseal,
+    unseal_own,
+)
 from mikey.annotation import annotate
 from mikey.carriage import find
 from mikey.corpus import keyring_of
@@ -193,6 +204,8 @@ class Loop:
         self.result = Result()
         self.ours = [s for s in all_seeds if s.secret]
         self.known = {s.octets for s in all_seeds}
+        self.replay = MemoryReplayCache(capacity=64)
+        self.budget = PairingBudget(rate=1e9, burst=1e9)
         self.pairings = 0
         pair = pairing.LineTable.pair
 
@@ -255,9 +268,18 @@ class Loop:
             body = octets[:-129]
         octets = body + signer.sign(body)
         self.result.cases += 1
+        policy = (LENIENT, STRICT)[number // 2 % 2]
+        expected = "sip:g@example.org" if number // 4 % 3 == 0 else None
         try:
-            unseal(octets, sender_uri=seed.sender, me=seed.me, keyring=seed.ring, now=seed.now, replay=None,
-                   expect_type=None, policy=(LENIENT, STRICT)[number // 2 % 2])  # fmt: skip
+            if number // 4 % 5 == 0:
+                unseal_own(octets, me=seed.sender, keyring=seed.ring, now=seed.now, policy=policy)
+            else:
+                opened = unseal(
+                    octets, sender_uri=seed.sender if expected or number % 7 else None, me=seed.me, keyring=seed.ring,
+                    now=seed.now, replay=self.replay, expect_type=None, expect_group=expected, policy=policy,
+                    allow_pending=number % 11 == 0, allow_revoked=number % 13 == 0, budget=self.budget,
+                )  # fmt: skip
+                opened.authenticate(seed.sender, seed.ring)
             outcome = "signed: opened"
         except MikeyError as error:
             outcome = "signed: " + error.reason
