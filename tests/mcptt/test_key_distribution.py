@@ -21,7 +21,7 @@ from mcptt_sip.mcptt.keying import (
     i_message,
     mikey_part,
 )
-from mikey import MikeyError, OpenedKey, TransportKey, guk_id
+from mikey import MikeyError, OpenedKey, TransportKey, derive, guk_id
 from tests.mcptt.users import ALICE, BOB, CAROL, DAVE, GROUP, NOW, Users
 
 
