@@ -17,7 +17,6 @@
         await call.hang_up()
 
 :RFC 3428: yes; MESSAGE
-:RFC 3903: partly; PUBLISH as a plain request; no entity tags kept
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.message import Response
 from mcptt_sip.offeranswer import NotAcceptable, OfferAnswer
 from mcptt_sip.outgoing import RequestFailed, ResponseReceived
+from mcptt_sip.publication import Publication
 from mcptt_sip.registration import Registration
 from mcptt_sip.resolver import Lookup
 from mcptt_sip.services import StackSettings
@@ -132,6 +132,7 @@ class UserAgent:
         self._token = token
         self._media_host = media_host
         self._registrations: set[Registration] = set()
+        self._publications: set[Publication] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._on_call: CallHandler | None = None
         self._on_transfer: CallHandler | None = None
@@ -179,7 +180,8 @@ class UserAgent:
 
     async def close(self) -> None:
         """Unregisters, ends every call, waits a second at most for the answers, and closes the sockets."""
-        await asyncio.gather(*(registration.close() for registration in list(self._registrations)))
+        await asyncio.gather(*(publication.close() for publication in self._publications))
+        await asyncio.gather(*(registration.close() for registration in self._registrations))
         for call in list(self.calls):
             await call.hang_up()
         await self.endpoint.settle(1.0)
@@ -307,6 +309,20 @@ class UserAgent:
         )  # fmt: skip
         self.endpoint.transmit()
         return watch
+
+    async def publish(
+        self, uri: str, event: str, body: bytes, content_type: str, *, expires: int = 3600
+    ) -> Publication:
+        """PUBLISH (RFC 3903), refreshed until `Publication.close`. Raises `CallFailed`, `RequestTimeout`,
+        `Unreachable`."""
+
+        async def send(headers: HeaderItems, octets: bytes, kind: str | None) -> Response:
+            return await self.request("PUBLISH", uri, headers=headers, body=octets, content_type=kind)
+
+        publication = Publication(send, event, body, content_type, expires=expires)
+        await publication.start()
+        self._publications.add(publication)
+        return publication
 
     # --- what calls and registrations need
 

@@ -311,3 +311,39 @@ def test_a_registration_is_refreshed_before_it_ends_and_tried_again_when_it_fail
             await closing
 
     run(story())
+
+
+def test_published_state_is_kept_alive_changed_restored_and_removed() -> None:
+    """RFC 3903."""
+
+    async def story() -> None:
+        network = Network()
+        agent = network.peer("sip:presence@example.org")
+        async with network.user_agent("sip:alice@example.org") as alice:
+            publishing = asyncio.ensure_future(alice.publish(agent.contact, "presence", b"here", "text/plain"))
+
+            async def answer(tag: str | None, status: int = 200) -> Any:
+                request = await agent.expect("PUBLISH", timeout=4000.0)
+                lines = [("SIP-ETag", tag), ("Expires", "1000")] if tag else []
+                agent.respond(request, status, headers=lines)
+                return request
+
+            first = await answer("a")
+            assert first.body == b"here" and "sip-if-match" not in first.headers
+            publication = await publishing
+            refresh = await answer("b")
+            assert refresh.body == b"" and refresh.headers.get("sip-if-match") == "a" and network.now() < 1000.0
+            changing = asyncio.ensure_future(publication.modify(b"away"))
+            change = await answer("c")
+            assert change.body == b"away" and change.headers.get("sip-if-match") == "b"
+            await changing
+            lost = await answer(None, 412)  # the agent has forgotten
+            assert lost.headers.get("sip-if-match") == "c"
+            again = await answer("d")
+            assert again.body == b"away" and "sip-if-match" not in again.headers
+            closing = asyncio.ensure_future(publication.close())
+            removal = await answer("e")
+            assert removal.headers.get("expires") == "0" and removal.headers.get("sip-if-match") == "d"
+            await closing
+
+    run(story())
