@@ -83,6 +83,7 @@ class Registration:
         self._cseq = 0
         self._flow: Flow | None = None
         self._again = asyncio.Event()
+        self._busy = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -93,7 +94,8 @@ class Registration:
     async def close(self) -> None:
         """Removes the binding, as far as the registrar can be reached."""
         if self._task is not None:
-            self._task.cancel()
+            async with self._busy:  # a refresh under way is waited for: the removal is to come after it
+                self._task.cancel()
             await asyncio.wait((self._task,))
             self._task = None
         if self.registered:
@@ -109,6 +111,10 @@ class Registration:
             self._again.set()
 
     async def _register(self, expires: int) -> None:
+        async with self._busy:
+            await self._register_now(expires)
+
+    async def _register_now(self, expires: int) -> None:
         flow = self._flow if self._flow is not None else await self._host.flow_to(self.registrar)
         contact = NameAddr.parse(self._host.contact(flow))
         if self._q is not None:

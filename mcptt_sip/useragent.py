@@ -178,13 +178,17 @@ class UserAgent:
             await self.endpoint.close()
             raise
 
-    async def close(self) -> None:
-        """Unregisters, ends every call, waits a second at most for the answers, and closes the sockets."""
-        await asyncio.gather(*(publication.close() for publication in self._publications))
-        await asyncio.gather(*(registration.close() for registration in self._registrations))
+    async def close(self, timeout: float = 2.0) -> None:
+        """Unregisters, ends every call, waits so many seconds at most for the answers, and closes the sockets."""
         for call in list(self.calls):
             await call.hang_up()
-        await self.endpoint.settle(1.0)
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.gather(*(publication.close() for publication in self._publications))
+                await asyncio.gather(*(registration.close() for registration in self._registrations))
+        except TimeoutError:
+            log.info("closed before everything was unregistered")
+        await self.endpoint.settle(timeout)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:

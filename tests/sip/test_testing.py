@@ -347,3 +347,17 @@ def test_published_state_is_kept_alive_changed_restored_and_removed() -> None:
             await closing
 
     run(story())
+
+
+def test_a_registrar_that_has_died_does_not_keep_the_agent_from_closing() -> None:
+    async def story() -> None:
+        network = Network()
+        server = network.peer("sip:example.org")
+        async with network.user_agent("sip:alice@example.org") as alice:
+            registering = asyncio.ensure_future(alice.register(server.contact, expires=600))
+            server.respond(await server.expect("REGISTER"), 200, headers=[("Expires", "600")])
+            await registering
+            began = network.now()
+        assert network.now() - began < 5.0
+
+    run(story())
