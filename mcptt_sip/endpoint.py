@@ -168,7 +168,7 @@ class SipEndpoint:
             flow, place, more = await self._flow_to(outgoing)
             octets = self.stack.bind(outgoing, flow, self._clock(), place=place, more=more)
         except SipError as error:
-            log.info("%s: %s", outgoing.target, error)
+            log.info("call-id=%s target=%s %s", outgoing.message.headers.get("call-id"), outgoing.target, error)
             self.stack.send_failed(outgoing, self._clock())
         else:
             self._write(outgoing, octets, flow)

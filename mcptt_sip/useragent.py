@@ -86,6 +86,7 @@ class UserAgent:
     :param media_host: numeric address of RTP; by default that of the first listener
     :param max_redirects: how many targets of 3xx responses a call tries
     :param follow_refers: ``in-dialog`` (or with the Target-Dialog of a call of ours), ``all`` or ``none``
+    :param clock: gives Unix seconds; by default steady ones, whatever happens to the machine's clock
     :param sockets: makes the transport in place of real sockets; see `mcptt_sip.testing`
     """
 
@@ -105,7 +106,7 @@ class UserAgent:
         transport: TransportSettings | None = None,
         lookup: Lookup | None = None,
         trace: TraceSink | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         token: Callable[[], bytes] = lambda: secrets.token_bytes(8),
         sockets: Callable[[Any, TransportSettings | None], Transport] = Transport,
     ) -> None:
@@ -117,6 +118,7 @@ class UserAgent:
         self.media_settings = media or CallMediaSettings()
         self.max_redirects = max_redirects
         self.follow_refers = follow_refers
+        clock = clock or _steady_clock()
         uri = self.identity.uri
         chosen = settings or TELEPHONE
         if chosen.user is None and isinstance(uri, SipUri):
@@ -534,6 +536,12 @@ class UserAgent:
         if call is not None and self._on_transfer is not None:
             await self._handle(call, self._on_transfer)
 
+
+
+def _steady_clock() -> Callable[[], float]:
+    """Unix time that goes on evenly when somebody sets the machine's clock: no timer fires early or never."""
+    ahead = time.time() - time.monotonic()
+    return lambda: ahead + time.monotonic()
 
 
 def parse_listener(text: str) -> tuple[str, str, int]:
