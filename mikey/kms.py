@@ -149,17 +149,8 @@ class Kms:
         if old.valid_from is not None and boundary <= old.valid_from:
             raise KmsError("the present master key has not begun yet")
         self._generations[-1] = (dataclasses.replace(old, valid_to=boundary), secrets)
-        fresh = MasterSecrets.generate(random)
-        certificate = _certificate(
-            fresh,
-            kms_uri=old.kms_uri,
-            domains=old.domains,
-            user_key_period=old.user_key_period,
-            user_key_offset=old.user_key_offset,
-            valid_from=boundary,
-        )
-        self._generations.append((certificate, fresh))
-        return certificate
+        self._generations.append(_successor(old, random, valid_from=boundary))
+        return self._generations[-1][0]
 
     def replace(self, at: float, random: Random = os.urandom) -> KmsCertificate:
         """Revoke the generation in force at `at`, whose secrets are out, and put a new one in its place at once.
@@ -169,24 +160,33 @@ class Kms:
         certificate, _ = self._generation(at)
         index = next(i for i, (c, _) in enumerate(self._generations) if c is certificate)
         self.revoke(index)
-        fresh = MasterSecrets.generate(random)
-        new = _certificate(
-            fresh,
-            kms_uri=certificate.kms_uri,
-            domains=certificate.domains,
-            user_key_period=certificate.user_key_period,
-            user_key_offset=certificate.user_key_offset,
-            valid_from=float(certificate.periods.start(certificate.periods.number(at))),
+        start = float(certificate.periods.start(certificate.periods.number(at)))
+        self._generations.insert(
+            index + 1, _successor(certificate, random, valid_from=start, valid_to=certificate.valid_to)
         )
-        new = dataclasses.replace(new, valid_to=certificate.valid_to)
-        self._generations.insert(index + 1, (new, fresh))
-        return new
+        return self._generations[index + 1][0]
 
     def revoke(self, index: int = -1) -> KmsCertificate:
         """Mark a generation's certificate revoked; nothing more is issued under it."""
         certificate, secrets = self._generations[index]
         self._generations[index] = (dataclasses.replace(certificate, revoked=True), secrets)
         return self._generations[index][0]
+
+
+def _successor(
+    old: KmsCertificate, random: Random, *, valid_from: float, valid_to: float | None = None
+) -> tuple[KmsCertificate, MasterSecrets]:
+    """New master keys of the same KMS."""
+    fresh = MasterSecrets.generate(random)
+    certificate = _certificate(
+        fresh,
+        kms_uri=old.kms_uri,
+        domains=old.domains,
+        user_key_period=old.user_key_period,
+        user_key_offset=old.user_key_offset,
+        valid_from=valid_from,
+    )
+    return dataclasses.replace(certificate, valid_to=valid_to), fresh
 
 
 def _certificate(

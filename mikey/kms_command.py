@@ -26,7 +26,7 @@ from mikey.kms import Kms
 from mikey.kms_documents import decode_certificate, encode_certificate
 from mikey.kms_http import Directory, KmsServer, Users, serve_until
 from mikey.kms_protection import TransportKeys
-from mikey.kms_store import KmsStore, token_digest
+from mikey.kms_store import KmsStore, generation_name, token_digest
 from mikey.tls import development_certificate, is_loopback, server_context
 
 PASSPHRASE_VARIABLE = "MIKEY_KMS_PASSPHRASE"  # the variable's name, not a passphrase  # noqa: S105
@@ -352,8 +352,8 @@ def admin(parsed: argparse.Namespace, write: Callable[[str], object] = print) ->
 
 def _show(store: KmsStore, parsed: argparse.Namespace, now: float) -> list[Any]:
     generations = [
-        {"generation": n, "kms_uri": c.kms_uri, "domains": list(c.domains), "valid_from": c.valid_from,
-         "valid_to": c.valid_to, "revoked": c.revoked}
+        {"generation": n, "name": generation_name(c), "kms_uri": c.kms_uri, "domains": list(c.domains),
+         "valid_from": c.valid_from, "valid_to": c.valid_to, "revoked": c.revoked}
         for n, c in enumerate(store.kms.certificates)
     ]  # fmt: skip
     counts = {"users": len(store.users), "revoked": sorted(store.revoked)}

@@ -20,7 +20,7 @@ from mikey.keys import KeySet, KmsCertificate
 from mikey.kms import Kms
 from mikey.kms_documents import CONTENT_TYPE, ROOT, KmsResponse, decode_request, encode_response
 from mikey.kms_protection import TransportKeys
-from mikey.kms_store import Issued, KmsStore, Note, token_digest
+from mikey.kms_store import Issued, KmsStore, Note, generation_name, token_digest
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ class KmsServer:
 
     async def _make_durable(self, user: str, key_set: KeySet, now: float) -> None:
         if self._journal is not None:
-            generation = self.kms.certificates.index(key_set.certificate)
+            generation = generation_name(key_set.certificate)
             await self._journal.record(Issued(user, key_set.period_no, generation, key_set.pvt, now))
         if self._record is not None:
             await self._record(user, key_set)

@@ -39,7 +39,7 @@ CREATE TABLE generation (number INTEGER PRIMARY KEY, certificate BLOB NOT NULL, 
 CREATE TABLE user (uri TEXT PRIMARY KEY NOT NULL, token BLOB UNIQUE, revoked_at REAL) WITHOUT ROWID;
 CREATE TABLE partner (kms_uri TEXT NOT NULL, digest BLOB NOT NULL, certificate BLOB NOT NULL,
                       PRIMARY KEY (kms_uri, digest)) WITHOUT ROWID;
-CREATE TABLE issued (uri TEXT NOT NULL, period INTEGER NOT NULL, generation INTEGER NOT NULL, pvt BLOB NOT NULL,
+CREATE TABLE issued (uri TEXT NOT NULL, period INTEGER NOT NULL, generation TEXT NOT NULL, pvt BLOB NOT NULL,
                      first_at REAL NOT NULL, PRIMARY KEY (uri, period, generation)) WITHOUT ROWID;
 CREATE TABLE audit (number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, event TEXT NOT NULL,
                     subject TEXT NOT NULL, detail TEXT NOT NULL);
@@ -65,7 +65,8 @@ class Issued:
 
     uri: str
     period_no: int
-    generation: int
+    generation: str
+    """Under which master keys, see `generation_name`."""
     pvt: bytes
     at: float
 
@@ -78,6 +79,11 @@ class Note:
     subject: str
     detail: str
     at: float
+
+
+def generation_name(certificate: KmsCertificate) -> str:
+    """Which master keys these are, wherever they stand in the list: 32 bits of the SHA-256 of KPAK and Z, in hex."""
+    return hashlib.sha256(certificate.pub_auth_key + certificate.pub_enc_key).hexdigest()[:8]
 
 
 def token_digest(token: str) -> bytes:
@@ -315,7 +321,8 @@ class KmsStore:
             kms = Kms(self.kms.generations)
             certificate = kms.revoke(number)
             self._save_kms(connection, kms)
-            _write_audit(connection, now, "revoked-certificate", certificate.kms_uri, f"generation {number}")
+            _write_audit(connection, now, "revoked-certificate", certificate.kms_uri,
+                         f"generation {generation_name(certificate)}")  # fmt: skip
         return certificate
 
     def put_users(self, tokens: Iterable[tuple[str, bytes | None]], *, now: float) -> int:
@@ -481,4 +488,4 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["AuditEntry", "Issued", "KmsStore", "Note", "holds_master_secrets", "token_digest"]
+__all__ = ["AuditEntry", "Issued", "KmsStore", "Note", "generation_name", "holds_master_secrets", "token_digest"]

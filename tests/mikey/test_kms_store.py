@@ -26,7 +26,7 @@ from mikey.at_rest import Unlock
 from mikey.errors import CertificateInvalid, KmsError, StoreError
 from mikey.kms_documents import encode_certificate
 from mikey.kms_http import Journal
-from mikey.kms_store import Issued, KmsStore, Note, holds_master_secrets, token_digest
+from mikey.kms_store import Issued, KmsStore, Note, generation_name, holds_master_secrets, token_digest
 from mikey.tls import client_context
 
 from .conftest import ALICE, BOB, CAROL, NOW
@@ -85,7 +85,7 @@ def test_master_secrets_and_tokens_are_not_in_its_files(
     kms: Kms, store: KmsStore, tmp_path: Path, unlock: Unlock
 ) -> None:
     store.rotate(NOW, now=NOW)
-    store.record([Issued(ALICE, 1542, 0, kms.issue(ALICE, NOW).pvt, NOW)])
+    store.record([Issued(ALICE, 1542, generation_name(kms.certificate), kms.issue(ALICE, NOW).pvt, NOW)])
     files = {f.name for f in tmp_path.iterdir()}
     assert {"kms.db", "kms.db-wal"} <= files
     needles = [*secrets_of(store.kms), b"token-of-alice", kms.issue(ALICE, NOW).ssk.reveal()]
@@ -210,7 +210,7 @@ def test_compromised_master_keys_are_replaced_at_once(store: KmsStore) -> None:
     fresh.validate()
     assert fresh.certificate == new and fresh.uid == old.uid and fresh.rsk != old.rsk
     assert [c.revoked for c in store.kms.certificates] == [True, False, False]
-    assert planned.valid_from is not None
+    assert planned.valid_from is not None and generation_name(planned) != generation_name(new)
     assert store.kms.issue(ALICE, planned.valid_from).certificate == planned
     ring = Keyring()
     for certificate in store.kms.certificates:
@@ -243,7 +243,7 @@ def test_a_partner_needs_domains_that_are_not_ours(store: KmsStore) -> None:
 
 def test_the_audit_log_tells_what_happened_and_no_secret(store: KmsStore, kms: Kms) -> None:
     key_set = kms.issue(ALICE, NOW)
-    one = Issued(ALICE, key_set.period_no, 0, key_set.pvt, NOW)
+    one = Issued(ALICE, key_set.period_no, generation_name(kms.certificate), key_set.pvt, NOW)
     store.record([one, one, Note("refused", BOB, "no keys for that period", NOW)])
     store.revoke_user(BOB, now=NOW + 1)
     events = [(e.event, e.subject) for e in store.audit()]
