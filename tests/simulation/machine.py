@@ -181,7 +181,7 @@ class Machine(Events):
         """Every trouble is over: what can recover recovers; then all calls end, and nothing is left of them."""
         self.note("calm")
         self.events["calm"] += 1
-        self.network.quality = Quality()
+        self.network.quality = Quality(jitter=0.0)
         self.network.heal()
         self.hostile.armed.clear()
         self.hostile.starved.clear()
