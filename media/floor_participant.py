@@ -67,7 +67,7 @@ class ParticipantSettings:
     t101: float = 1.0  # Floor Request resend
     c101: int = 3
     t103: float = 4.0  # end of RTP media
-    t104: float = 5.0  # Queue Position Request resend, while queued
+    t104: float = 3.0  # Queue Position Request resend, while queued
     c104: int = 3
     t132: float = 2.0  # a queued user decides whether to take the floor
     #: a talker who hears nothing of the server stops by himself this long after the duration that he was granted
