@@ -66,6 +66,11 @@ class Codec:
         """The value of ``a=rtpmap`` after the payload type."""
         return f"{self.name}/{self.clock_rate}" + (f"/{self.channels}" if self.channels > 1 else "")
 
+    def lines(self, payload_type: int) -> list[tuple[str, str]]:
+        """What SDP says of it, as (type, value)."""
+        found = [("a", f"rtpmap:{payload_type} {self.rtpmap}")]
+        return [*found, ("a", f"fmtp:{payload_type} {self.fmtp}")] if self.fmtp else found
+
     @property
     def step(self) -> int:
         """Units of the RTP clock in a frame."""

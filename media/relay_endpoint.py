@@ -30,8 +30,6 @@ __all__ = ["GroupRelay", "GroupRelaySettings"]
 
 log = logging.getLogger(__name__)
 
-#: of the clock that members measure jitter with (Opus' own)
-RTP_CLOCK = 48000
 #: floor datagrams sent before the loop has its turn
 _SLICE = 64
 #: seconds between looks at whose keep-alive is due, at least
@@ -50,6 +48,8 @@ class GroupRelaySettings:
     thread_above: int = 200
     #: octets that the system may hold for the audio socket
     send_buffer: int = 1 << 22
+    #: of the clock that members measure jitter with: their codec's RTP clock
+    clock_rate: int = 48000
     dscp: int = 46
     max_datagram: int = 1500
 
@@ -363,7 +363,7 @@ class GroupRelay:
             if leg.heard is not None:
                 figures["fraction_lost"] = leg.heard.fraction_lost / 256
                 figures["lost"] = leg.heard.lost
-                figures["jitter"] = leg.heard.jitter / RTP_CLOCK
+                figures["jitter"] = leg.heard.jitter / self.settings.clock_rate
         return found
 
     def close(self) -> None:

@@ -176,6 +176,13 @@ def test_the_codec_preferred_here_is_chosen_among_those_offered_and_spoken() -> 
     assert set(available()) >= {OPUS, G722, PCMA, PCMU}
 
 
+@pytest.mark.parametrize("codec", [usable(codec) for codec in CODECS])
+def test_what_is_offered_of_a_codec_is_understood_as_that_codec(codec: Codec) -> None:
+    number = 97 if codec.payload_type is None else codec.payload_type
+    offered = MediaDescription("audio", 4000, "RTP/SAVP", (str(number),), codec.lines(number))
+    assert choose(offered) == (number, codec)
+
+
 @needs_amr
 def test_amr_wb_is_chosen_only_in_the_packing_that_was_agreed() -> None:
     aligned = offer("97", "rtpmap:97 AMR-WB/16000", "fmtp:97 mode-set=2; octet-align=1")

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from media import codec_amrwb
+from media.codecs import AMR_WB, G722, PCMA, Codec
 from media.endpoint import MemberMedia, MemberSettings
 from media.errors import FloorDenied
 from media.quality import score
@@ -23,6 +25,7 @@ from media.reception import ReceptionSettings
 from media.relay_endpoint import GroupRelay, GroupRelaySettings
 from media.rtcp import Report
 from media.srtp import CSK, SrtpKey, SrtpSender
+from media.tracks import ToneTrack
 
 DATA = Path(__file__).parents[2] / "scenarios" / "data"
 NAMES = ("alice", "bob", "carol")
@@ -30,6 +33,9 @@ SECONDS = 2.0
 #: a shared machine may stall for a moment, and that is not what is tested
 PATIENT = MemberSettings(reception=ReceptionSettings(delay=0.3, least_delay=0.3, most_delay=0.5, patience=2.0))
 pytestmark = pytest.mark.network
+needs_amr = pytest.mark.skipif(
+    not codec_amrwb.available(), reason="libvo-amrwbenc or libopencore-amrwb is not installed"
+)
 
 
 @dataclass
@@ -75,20 +81,29 @@ class Party:
 
 
 @asynccontextmanager
-async def call(tmp_path: Path, names: tuple[str, ...] = NAMES) -> AsyncIterator[tuple[GroupRelay, Group, list[Party]]]:
+async def call(
+    tmp_path: Path,
+    names: tuple[str, ...] = NAMES,
+    *,
+    settings: MemberSettings | None = None,
+    server: str = "127.0.0.1",
+    hosts: tuple[str, ...] = ("127.0.0.1",),
+) -> AsyncIterator[tuple[GroupRelay, Group, list[Party]]]:
     group = Group(os.urandom(4))
     for name in names:
         group.key(name)
-    relay = GroupRelay("sip:g@x", "127.0.0.1")
+    relay = GroupRelay("sip:g@x", server)
     parties = []
-    for name in names:
-        media = await MemberMedia.open("127.0.0.1", user=f"sip:{name}@x", settings=PATIENT)
+    for number, name in enumerate(names):
+        host = hosts[number % len(hosts)]
+        media = await MemberMedia.open(host, user=f"sip:{name}@x", settings=settings or PATIENT)
         party = Party(name, media, [group])
         csk = SrtpKey(os.urandom(16), os.urandom(12), os.urandom(4))
         media.set_csk(csk)
         media.set_sending_key(group.key(name))
         media.record(tmp_path / f"{name}.wav")
-        media.connect(relay.audio, relay.floor)
+        at = relay.audio[0] if server != "::" else host
+        media.connect((at, relay.audio[1]), (at, relay.floor[1]))
         relay.add_leg(
             media.user, audio=media.audio_address, floor=media.floor_address, media_ssrc=media.ssrc, csk=csk,
             guk_id=group.guk_id(name), priority=5,
@@ -262,3 +277,34 @@ async def test_the_address_of_a_members_audio_is_learnt_from_his_authentic_keep_
     finally:
         await member.close()
         relay.close()
+
+
+@pytest.mark.parametrize("codec", [G722, PCMA, pytest.param(AMR_WB, marks=needs_amr)], ids=lambda codec: codec.name)
+async def test_a_group_may_talk_in_any_codec(tmp_path: Path, codec: Codec) -> None:
+    settings = MemberSettings(reception=PATIENT.reception, codec=codec, payload_type=codec.payload_type or 97)
+    async with call(tmp_path, ("alice", "bob"), settings=settings) as (_, _, (alice, bob)):
+        await alice.media.request_floor()
+        await alice.media.send_file(speech(tmp_path, "alice"))
+        await alice.media.release_floor()
+        burst = await bob.expect("burst-heard")
+    sound = heard(tmp_path / "bob.wav", burst)
+    assert abs(len(sound) - len(said("alice"))) <= 2 * 320 and burst["lost"] == 0
+    assert score(said("alice"), sound, 16000) >= (0.7 if codec is PCMA else 0.85)
+
+
+@pytest.mark.parametrize("server, hosts", [("::1", ("::1",)), ("::", ("127.0.0.1", "::1"))], ids=["IPv6", "both"])
+async def test_a_group_meets_on_ipv6_and_on_both(tmp_path: Path, server: str, hosts: tuple[str, ...]) -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    async with call(tmp_path, server=server, hosts=hosts) as (relay, _, parties):
+        for talker in parties[:2]:
+            await talker.media.request_floor()
+            await talker.media.send(ToneTrack(seconds=0.2))
+            await talker.media.release_floor()
+        for name, party in (("alice", parties[1]), ("alice", parties[2]), ("bob", parties[0])):
+            burst = await party.expect("burst-heard")
+            assert (burst["user"], burst["samples"]) == (f"sip:{name}@x", 11 * 320)
+        assert relay.statistics()["unreachable"] == relay.statistics()["unsent"] == 0
