@@ -11,6 +11,7 @@ from mcptt_sip.errors import SipError
 from mcptt_sip.headers import TargetDialog
 from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
+from mcptt_sip.mcptt.outbox import Outbox
 from mcptt_sip.mcptt.participating import Destination
 from mcptt_sip.mcptt.policy import Commencement, Urgency, known_warning
 from mcptt_sip.mcptt.regroup import TemporaryGroupCall
@@ -78,6 +79,8 @@ class Leg:
     in_media: bool = False
     #: who signed the key that he was sent last
     key_from: str | None = None
+    #: MESSAGEs to him, from the first one on
+    outbox: Outbox | None = None
 
 
 #: challenges, missing extensions, session intervals and glare concern one hop (RFC 3261 21.4, RFC 4028 6)

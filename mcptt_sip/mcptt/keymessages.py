@@ -18,6 +18,7 @@ from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.groupcall import KeyMessageCheck, Leg, Refusal
 from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MIKEY, Acknowledgement, KeyingError, i_message
 from mcptt_sip.mcptt.memberlist import MAX_MEMBER_LIST, MEMBER_LIST
+from mcptt_sip.mcptt.outbox import Outbox
 from mcptt_sip.mcptt.policy import warning_text
 from mikey import MikeyError
 
@@ -83,7 +84,7 @@ class KeyMessages:
         content_type, body = build_multipart(
             [Part(documents.MCPTT_INFO, info.encode()), Part(MIKEY, contents.mikey)], self._token
         )
-        target.session.send("MESSAGE", body=body, content_type=content_type, now=now)
+        self._say(target, content_type, body, now)
         target.key_from = call.signer = leg.user
         self._bind(target, csb_id)
         if contents.info.initiator_guk_id is not None:
@@ -105,10 +106,14 @@ class KeyMessages:
         signer = leg.call.legs.get(leg.key_from or leg.call.initiator)
         if signer is None or signer.session.ended:
             raise Refusal(403, warning_text(100, "the initiator is gone"), "the initiator is gone")
-        signer.session.send("MESSAGE", body=octets, content_type=ACKNOWLEDGEMENT, now=now)
+        self._say(signer, ACKNOWLEDGEMENT, octets, now)
 
-    @staticmethod
-    def _pass_member_list(leg: Leg, octets: bytes, now: float) -> None:
+    def _say(self, leg: Leg, content_type: str, body: bytes, now: float) -> None:
+        if leg.outbox is None:
+            leg.outbox = Outbox(leg.session, self._token)
+        leg.outbox.send(content_type, body, now)
+
+    def _pass_member_list(self, leg: Leg, octets: bytes, now: float) -> None:
         """To everyone who subscribed to the roster or is a deputy; it is signed, and opaque here (rule 20)."""
         call = leg.call
         if len(octets) > MAX_MEMBER_LIST:
@@ -117,7 +122,7 @@ class KeyMessages:
         for user in sorted({*call.deputies, *call.roster.watching} - {leg.user}):
             target = call.legs.get(user)
             if target is not None and target.in_media and not target.session.ended:
-                target.session.send("MESSAGE", body=octets, content_type=MEMBER_LIST, now=now)
+                self._say(target, MEMBER_LIST, octets, now)
 
     def _warning(self, text: str | None, plain: str | None = None) -> list[tuple[str, object]]:
         return warning_header(self._domain, text or plain)

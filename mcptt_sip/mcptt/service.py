@@ -13,11 +13,13 @@ from mcptt_sip.mcptt.contents import FEATURE_TAGS, is_release_for_all, read_cont
 from mcptt_sip.mcptt.controlling import ControllingFunction
 from mcptt_sip.mcptt.groupcall import ControllingSettings, KeyMessageCheck, Leg, MediaPlane, Observer
 from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, MIKEY
+from mcptt_sip.mcptt.outbox import Outbox
 from mcptt_sip.mcptt.participating import Answer, ParticipatingFunction
 from mcptt_sip.mcptt.policy import Policy, warning_text
 from mcptt_sip.mcptt.privatecall import PRIVATE_SESSION, PrivateCallFunction, PrivateLeg
 from mcptt_sip.mcptt.regroup import RegroupSettings
 from mcptt_sip.mcptt.userprofile import UserProfile
+from mcptt_sip.outgoing import RequestFailed, ResponseReceived
 from mcptt_sip.registrar import Registrar
 from mcptt_sip.session import (
     Answered,
@@ -96,6 +98,11 @@ class McpttService:
                 self.controlling.ended(session.context, cause, is_release_for_all(request), now)
             case Confirmed(session, _) if isinstance(session.context, Leg):
                 self.controlling.confirmed(session.context, now)
+            case ResponseReceived(request, response) if isinstance(request.context, Outbox):
+                if response.status >= 200:
+                    request.context.answered(now)
+            case RequestFailed(request, _) if isinstance(request.context, Outbox):
+                request.context.answered(now)
             case Resubscribed(subscription, _):
                 self.controlling.conference.resubscribed(subscription, now)
             case SubscriptionEnded(subscription, _, _) if isinstance(subscription, NotifierSubscription):
