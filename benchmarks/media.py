@@ -171,10 +171,13 @@ async def relay_rows(library: ctypes.CDLL | None, sizes: tuple[int, ...] = (10, 
             relay: Relay = relay, sock: socket.socket = sock, fan_out: FanOut = fan_out, packets: int = packets,
             packet: bytes = packet, source: tuple[str, int] = source,
         ) -> int:  # fmt: skip
-            sent = 0
-            for number in range(packets):
-                if relay.accept(packet[:2] + struct.pack(">H", number & 0x3FF) + packet[4:], source, number * 0.02):
-                    sent += fan_out.send(sock, packet, relay.destinations, source)
+            sent, first = 0, relay.counters["relayed"]  # numbers and time go on from round to round
+            for number in range(first, first + packets):
+                octets = packet[:2] + struct.pack(">H", number & 0xFFFF) + packet[4:]
+                if relay.accept(octets, source, number * 0.02):
+                    sent += fan_out.send(sock, octets, relay.destinations, source)
+            if relay.counters["relayed"] != first + packets:
+                raise RuntimeError(f"the relay refused packets: {relay.counters}")
             return sent
 
         def asyncio_s(
