@@ -16,6 +16,7 @@ from mcptt_sip.body import parse_multipart
 from mcptt_sip.callmedia import CallMedia
 from mcptt_sip.errors import CallFailed, LocalProtocolError, ParseError, RequestTimeout, Unreachable
 from mcptt_sip.field_lines import HeaderItems
+from mcptt_sip.flow import Flow
 from mcptt_sip.grammar import Params
 from mcptt_sip.headers import NameAddr, Replaces
 from mcptt_sip.incoming import ServerRequest
@@ -45,8 +46,8 @@ class Host(Protocol):
         """Something may be waiting to be sent."""
         ...
 
-    async def open_media(self) -> CallMedia:
-        """Audio for a new call."""
+    async def open_media(self, flow: Flow | None) -> CallMedia:
+        """Audio for a new call that goes over `flow`."""
         ...
 
 
@@ -226,7 +227,7 @@ class Call:
 
     async def _open_media(self) -> CallMedia:
         if self.media is None:
-            self.media = await self._host.open_media()
+            self.media = await self._host.open_media(self.session.flow)
             self.media.on_digit = lambda digit: self.on_digit(digit)
             if self.session.ended:
                 self.media.close()

@@ -155,7 +155,7 @@ class TransactionLayer:
         self._clients: dict[tuple[str, str], ClientRecord] = {}
         self._servers: dict[ServerKey, ServerRecord] = {}
         self._merges: dict[tuple[str, str, int, str], ServerRecord] = {}
-        self._listeners: dict[str, tuple[str, int]] = {}
+        self._listeners: dict[str, list[tuple[str, int]]] = {}
         self._out: list[Outgoing] = []
         self._deadlines = Deadlines()
 
@@ -163,7 +163,23 @@ class TransactionLayer:
 
     def add_listener(self, transport: str, host: str, port: int) -> None:
         """An address that peers can reach us at; stands in Via and Contact."""
-        self._listeners.setdefault(transport, (host, port))
+        self._listeners.setdefault(transport, []).append((host, port))
+
+    def _reached_at(self, flow: Flow) -> tuple[str, int]:
+        """Where a peer on `flow` reaches us later: the listener of the flow, else one of its transport and family,
+        else (a connection of ours without any) the flow itself."""
+        local = flow.local
+        listeners = self._listeners.get(flow.transport)
+        if not listeners or local in listeners:
+            return local
+        family = ":" in local[0]
+        same = [one for one in listeners if (":" in one[0]) == family]
+        if not same:
+            return local
+        # by its host, else by its port (of a socket bound to every address), else the first
+        best = min(same, key=lambda one: (one[0] != local[0], one[1] != local[1]))
+        # of a socket bound to every address, the one that the peer sees
+        return (local[0] if best[0] in ("0.0.0.0", "::") else best[0]), best[1]  # noqa: S104
 
     @property
     def busy_clients(self) -> int:
@@ -234,9 +250,7 @@ class TransactionLayer:
 
     def contact(self, flow: Flow, *, user: str | None = None) -> str:
         """The Contact value that leads back here over `flow`."""
-        host, port = self._listeners.get(flow.transport, flow.local)
-        if host in ("0.0.0.0", "::"):  # noqa: S104 - an address of ours that the peer can use
-            host = flow.local[0]
+        host, port = self._reached_at(flow)
         user = user or self.settings.user
         uri = f"sip:{user + '@' if user else ''}{format_host(host)}:{port}"
         if flow.transport != "udp":
@@ -423,9 +437,7 @@ class TransactionLayer:
         """Via and Contact for a flow; the branch stays."""
         headers = request.headers
         branch = headers.top_via.branch if "via" in headers else None
-        host, port = self._listeners.get(flow.transport, flow.local)
-        if host in ("0.0.0.0", "::"):  # noqa: S104
-            host = flow.local[0]
+        host, port = self._reached_at(flow)
         headers.remove("via")
         via = f"SIP/2.0/{flow.transport.upper()} {format_host(host)}:{port};branch={branch or self._branch()};rport"
         headers.add_first("Via", via)

@@ -34,7 +34,7 @@ from mcptt_sip.auth import DigestCredentials
 from mcptt_sip.call import Call, Waiter, session_description
 from mcptt_sip.callmedia import CallMedia, CallMediaSettings
 from mcptt_sip.endpoint import SipEndpoint
-from mcptt_sip.errors import CallFailed, ParseError, SipError
+from mcptt_sip.errors import CallFailed, ParseError, SipError, Unreachable
 from mcptt_sip.field_lines import HeaderItems
 from mcptt_sip.flow import Flow
 from mcptt_sip.headers import NameAddr
@@ -236,7 +236,13 @@ class UserAgent:
 
         `body` takes the place of our own audio; with `late_offer` the callee makes the offer.
         """
-        media = await self.open_media() if self.audio and body is None else None
+        media = None
+        if self.audio and body is None:
+            try:
+                flow = await self.flow_to(uri)
+            except Unreachable:
+                flow = None  # the INVITE will say so
+            media = await self.open_media(flow)
         if media is not None and not late_offer:
             body = "application/sdp", media.negotiation.offer()
         kind, octets = body or (None, b"")
@@ -340,9 +346,9 @@ class UserAgent:
         """Something may be waiting to be sent."""
         self.endpoint.transmit()
 
-    async def open_media(self) -> CallMedia:
-        """Audio for a new call."""
-        return await CallMedia.open(self._host(), settings=self.media_settings, token=self._token)
+    async def open_media(self, flow: Flow | None) -> CallMedia:
+        """Audio for a new call, at the address that the peer on `flow` sees."""
+        return await CallMedia.open(self._host(flow), settings=self.media_settings, token=self._token)
 
     async def flow_to(self, uri: str) -> Flow:
         """See `mcptt_sip.registration.RegistrationHost`."""
@@ -372,9 +378,11 @@ class UserAgent:
 
     # --- inside
 
-    def _host(self) -> str:
+    def _host(self, flow: Flow | None) -> str:
         if self._media_host is not None:
             return self._media_host
+        if flow is not None and flow.local[0] not in ("0.0.0.0", "::"):  # noqa: S104
+            return flow.local[0]
         for _, host, _ in self.addresses:
             if host not in ("0.0.0.0", "::"):  # noqa: S104
                 return host
@@ -457,7 +465,7 @@ class UserAgent:
                 if offer is not None:
                     settings = self.media_settings
                     OfferAnswer(
-                        self._host(), 9, codecs=settings.codecs, sdes=settings.sdes, token=self._token
+                        self._host(session.flow), 9, codecs=settings.codecs, sdes=settings.sdes, token=self._token
                     ).answer(offer)
             except ParseError as error:
                 session.reject(400, reason=error.reason[:60], now=now)

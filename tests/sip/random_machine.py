@@ -191,26 +191,26 @@ class RandomMachine(StackPair):
         self.subscriptions = [s for s in self.subscriptions if not s.terminated]
         self.notifiers = [n for n in self.notifiers if not n.terminated]
         pick = self.random.random()
-        if not self.sessions or (pick < 0.24 and len(self.sessions) < 2 * MAX_CALLS):
+        if not self.sessions or (pick < 0.29 and len(self.sessions) < 2 * MAX_CALLS):
             self._call(end, now)
             return
-        if pick < 0.30:
+        if pick < 0.34:
             self._subscribe(end, now)
             return
-        if pick < 0.37 and self.subscriptions:
+        if pick < 0.40 and self.subscriptions:
             subscription = self.random.choice(self.subscriptions)
             self.random.choice((subscription.refresh, subscription.unsubscribe))(now)
             return
-        if pick < 0.44 and self.notifiers:
+        if pick < 0.46 and self.notifiers:
             state = self.random.choice(("active", "active", "pending", "terminated"))
             self.random.choice(self.notifiers).notify(b"state", "text/plain", state=state, now=now)
             return
-        if pick < 0.46 and self.waiting:
+        if pick < 0.49 and self.waiting:
             waiting = self.waiting.pop(0)
             offer = waiting.method in ("INVITE", "UPDATE")
             waiting.respond(self.random.choice((200, 200, 488)), **(BODY if offer else {}), now=now)
             return
-        if pick < 0.462:
+        if pick < 0.492:
             flow = self.flow(end)
             end.stack.flow_closed(flow, now)
             return

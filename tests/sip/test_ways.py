@@ -8,6 +8,8 @@ import pytest
 from mcptt_sip.dialog import Dialog
 from mcptt_sip.flow import Flow
 from mcptt_sip.message import Request, parse
+from mcptt_sip.stack import SipStack, StackSettings
+from mcptt_sip.testing import tokens
 
 FLOW = Flow("udp", ("192.0.2.1", 5060), ("192.0.2.9", 5062))
 
@@ -67,3 +69,25 @@ def test_a_refreshed_target_changes_the_way() -> None:
     dialog.refresh_target(again)
     assert dialog.way is None
     assert str(dialog.request("BYE").uri) == "sip:a@192.0.2.3:5062"
+
+
+@pytest.mark.parametrize(
+    ("local", "transport", "contact"),
+    [
+        (("192.0.2.1", 5060), "udp", "<sip:a@192.0.2.1:5060>"),
+        (("2001:db8::1", 5062), "udp", "<sip:a@[2001:db8::1]:5062>"),
+        (("10.0.0.1", 5070), "udp", "<sip:a@10.0.0.1:5070>"),
+        (("192.0.2.1", 40000), "tcp", "<sip:a@192.0.2.1:5061;transport=tcp>"),
+        (("2001:db8::1", 40000), "tcp", "<sip:a@[2001:db8::1]:40000;transport=tcp>"),
+        (("192.0.2.1", 40000), "ws", "<sip:a@192.0.2.1:40000;transport=ws>"),
+    ],
+)
+def test_a_contact_is_of_the_listener_that_the_peer_reaches(
+    local: tuple[str, int], transport: str, contact: str
+) -> None:
+    stack = SipStack(StackSettings(user="a"), token=tokens(1))
+    for kind, host, port in (
+        ("udp", "2001:db8::1", 5062), ("udp", "192.0.2.1", 5060), ("udp", "0.0.0.0", 5070), ("tcp", "0.0.0.0", 5061),
+    ):  # fmt: skip
+        stack.add_listener(kind, host, port)
+    assert stack.contact(Flow(transport, local, ("192.0.2.9", 9))) == contact
