@@ -64,6 +64,8 @@ class CallSettings:
     add_timeout: float = 60.0
     #: for so long after the own change to a newer key the one before is still received under
     key_grace: float = 4.0
+    #: an invitation that the user has not answered for so long is declined: the caller's CANCEL may have been lost
+    ring_limit: float = 180.0
 
 
 class Regroup:

@@ -359,6 +359,14 @@ class McpttClient(ClientRequests):
             await self._handler(invitation)
         except SipError as error:
             log.warning("group=%s invitation: %s", invitation.group, error)
+        if self._unanswered(invitation):
+            await self.sleep(self.settings.call.ring_limit)
+            if self._unanswered(invitation):
+                invitation.decline()
+
+    @staticmethod
+    def _unanswered(invitation: Invitation) -> bool:
+        return invitation.session.context is None and not invitation.session.ended
 
     def key_refusal(self) -> list[tuple[str, object]]:
         return warning_header(self.domain, warning_text(136))

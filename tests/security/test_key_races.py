@@ -209,3 +209,18 @@ async def test_who_accepts_after_the_caller_gave_up_is_in_no_call() -> None:
         with pytest.raises(SipError):
             await invitation.accept()
         assert not bob.client.calls and not bob.seen("joined")
+
+
+async def test_an_invitation_that_nobody_answers_does_not_ring_for_ever() -> None:
+    async with town() as here:
+        alice = await here.phone("alice", call=CallSettings(add_timeout=PATIENCE))
+        bob = await here.phone("bob", call=CallSettings(ring_limit=0.2))
+        rung: list[Invitation] = []
+
+        async def away(invitation: Invitation) -> None:
+            rung.append(invitation)
+
+        bob.client.on_regroup(away)
+        with pytest.raises(RegroupFailed) as failed:
+            await asyncio.wait_for(alice.client.start_regroup(uri("bob")), PATIENCE)
+        assert failed.value.status == 480 and len(rung) == 1
