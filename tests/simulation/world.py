@@ -130,7 +130,7 @@ class World:
                     self.came_back(phone)
             case "joined" if (call := phone.call(details["group"])) is not None:
                 self._joined[phone.uri, details["group"]] = self.truth.now
-                if group is not None:
+                if group is not None and phone.uri in group.named:
                     group.out.pop(phone.uri, None)
                 offer = call.session.request.body if call.session is not None else b""
                 if b"a=crypto" in offer or b"RTP/AVP" in offer:
