@@ -46,7 +46,8 @@ class ServerSession(InviteSession):
     2xx."""
 
     __slots__ = (
-        "_accepted", "_farewell", "_last_progress", "_queue", "_reliable", "_rseq", "_transaction", "prack_answer",
+        "_accepted", "_farewell", "_last_progress", "_queue", "_reliable", "_rseq", "_settled", "_transaction",
+        "prack_answer",
         "replaces",
     )  # fmt: skip
 
@@ -62,6 +63,7 @@ class ServerSession(InviteSession):
         self._queue: deque[Response] | None = None
         self._reliable: _Reliable | None = None
         self._rseq = 0
+        self._settled = False  # whether the caller has its answer, in a reliable response
         #: the call whose place this one takes when it is accepted (RFC 3891)
         self.replaces: InviteSession | None = None
         #: gives (content type, body) for the 200 to a PRACK that carried an offer (RFC 3262 5)
@@ -144,8 +146,10 @@ class ServerSession(InviteSession):
         """PRACK is ours; the rest is common."""
         if request.method == "PRACK":
             self._receive_prack(transaction, request, now)
-        elif request.method == "INVITE" and self.state is not SessionState.CONFIRMED and not self.ended:
-            # 14.2: the first is not through yet
+        elif not self.ended and self.state is not SessionState.CONFIRMED and (
+            request.method == "INVITE" or (request.method == "UPDATE" and request.body and not self._settled)
+        ):
+            # 14.2, RFC 3311 5.2: the first offer is not through yet
             wait = self._services.token()[0] % 11
             self._services.answer(transaction, request.response(500, headers=[("Retry-After", wait)]), now)
         else:
@@ -224,6 +228,7 @@ class ServerSession(InviteSession):
         ):
             self._services.answer(transaction, request.response(481), now)
             return
+        self._settled = self._settled or bool(waiting.response.body)
         self._reliable = None
         self._stop(Due.RELIABLE_AGAIN, Due.NO_PRACK)
         response = request.response(200)

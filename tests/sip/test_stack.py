@@ -480,3 +480,29 @@ def test_too_small_a_session_interval_is_refused_with_the_least_one_and_asked_ag
     again = [m for _, m in net.wire if isinstance(m, Request) and m.method == "INVITE"][-1]
     assert again.headers.session_expires is not None and again.headers.session_expires.seconds == 90
     assert len(net.alice.told(Answered)) == 1
+
+
+def test_an_early_update_waits_until_the_first_offer_is_answered(net: Net) -> None:
+    """RFC 3311 5.2."""
+    asked: list[int] = []
+
+    def handle(event: object, now: float) -> None:
+        if isinstance(event, InviteReceived):
+            event.session.progress(180, now=now)
+        elif isinstance(event, RequestReceived):
+            event.incoming.respond(200, body=SDP, content_type="application/sdp", now=now)
+
+    net.bob.handler = handle
+    mine = call(net)
+    net.run()
+    (invited,) = net.bob.told(InviteReceived)
+    for reliable in (False, True):
+        if reliable:
+            invited.session.progress(
+                183, reliable=True, body=SDP, content_type="application/sdp", now=net.now
+            )
+            net.run()
+        mine.send("UPDATE", body=SDP, content_type="application/sdp", now=net.now)
+        net.run()
+        asked.append([event.response.status for event in net.alice.told(ResponseReceived)][-1])
+    assert asked == [500, 200]
