@@ -261,7 +261,6 @@ async def uas(transport: str) -> None:
 
     endpoint = SipEndpoint(stack, on_event=event)
     port = (await endpoint.listen(transport, HOST, 0))[1]
-    _enlarge(endpoint)
     calm_collector()
     stall = Stall()
     spent = time.process_time()
@@ -270,13 +269,6 @@ async def uas(transport: str) -> None:
     cpu = time.process_time() - spent
     print(json.dumps({**seen, "stall": stall.longest, "own": stall.own, "cpu": cpu}), flush=True)
     await endpoint.close()
-
-
-def _enlarge(endpoint: SipEndpoint) -> None:
-    """The kernel's queue of datagrams: bursts of SIPp overrun the default."""
-    for protocol in endpoint._transport._datagrams.values():
-        assert protocol.socket is not None
-        protocol.socket.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_000_000)
 
 
 async def stateless(transport: str) -> None:
@@ -365,7 +357,6 @@ async def uac(transport: str, target: str, calls: int) -> None:
 
     endpoint = SipEndpoint(stack, on_event=event)
     await endpoint.listen(transport, HOST, 0)
-    _enlarge(endpoint)
     calm_collector()
     stall = Stall()
     began = time.perf_counter()

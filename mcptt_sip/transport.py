@@ -52,6 +52,8 @@ class TransportSettings:
     idle_timeout: float = 3600.0
     #: how long octets are still taken in, unread, from a peer who was told that his message is not one
     linger: float = 2.0
+    #: of a datagram socket, as far as the system allows: bursts wait there, and are not repeated by their senders
+    receive_buffer: int = 4 * 1024 * 1024
     max_connections: int = 10_000
     max_connections_per_source: int = 256
     #: a connection that does not take what is written to it is closed when so much waits
@@ -98,6 +100,9 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.socket = cast(asyncio.DatagramTransport, transport)
+        with contextlib.suppress(OSError):  # the system's limit holds then
+            raw = transport.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._owner.settings.receive_buffer)
         self.local = transport.get_extra_info("sockname")[:2]
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
