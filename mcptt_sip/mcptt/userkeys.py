@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sqlite3
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -20,7 +19,8 @@ from mikey.errors import StoreError
 from mikey.key_cache import KeyCache
 from mikey.key_keeper import KeyKeeper
 from mikey.kms_client import KmsClient
-from mikey.kms_store import APPLICATION_ID as KMS_STORE
+from mikey.kms_store import holds_master_secrets
+from mikey.tables import keep_tables
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class KeySource:
             return None
         self.store.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in sorted(self.store.iterdir()):
-            if path.is_file() and _is_kms_store(path):
+            if path.is_file() and holds_master_secrets(path):
                 raise StoreError(f"{path} holds the master secrets of a KMS: this program must not come near them")
         return self.store
 
@@ -68,20 +68,6 @@ class KeySource:
         return MemoryReplayCache(skew=REPLAY_SKEW, lost_at=started - REPLAY_SKEW)
 
 
-def _is_kms_store(path: Path) -> bool:
-    with open(path, "rb") as file:
-        if file.read(16) != b"SQLite format 3\0":
-            return False
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        (found,) = connection.execute("PRAGMA application_id").fetchone()
-    except sqlite3.Error:
-        return False
-    finally:
-        connection.close()
-    return bool(found == KMS_STORE)
-
-
 @asynccontextmanager
 async def held_keys(source: KeySource) -> AsyncIterator[Keyring]:
     """The user's keyring for the length of the block. A KMS that is down delays nothing once keys are held.
@@ -90,6 +76,8 @@ async def held_keys(source: KeySource) -> AsyncIterator[Keyring]:
     """
     folder = source.folder()
     cache = None
+    if folder is not None:
+        keep_tables(folder / "tables")  # of public points: the next start is quicker
     if folder is not None and source.key_file is not None:
         cache = KeyCache(folder / "keys.sealed", Unlock.key_file(source.key_file, create=True))
     client = KmsClient(source.url, token=source.token, uri=source.uri, clock=time.time, ssl_context=source.context())

@@ -317,7 +317,7 @@ PROOFS = (
     Proof(26, f"{MIKEY}::test_rule_26_forged_floods_cost_no_pairing_and_valid_ones_a_budget",
           returns(verifying, "_check_signature", None)),
     Proof(27, "tests/system/test_userkeys.py::test_rule_27_a_store_with_a_kmss_secrets_is_refused",
-          returns(userkeys, "_is_kms_store", False)),
+          returns(userkeys, "holds_master_secrets", False)),
     Proof(28, "tests/media/test_relay.py::test_a_member_who_floods_is_cut_to_his_rate_and_nobody_else_is",
           returns(relay.Relay, "_refuse", None)),
     Proof(29, f"{MEDIA}::test_rule_29_the_file_of_group_keys_is_its_owners_alone", world_readable),
