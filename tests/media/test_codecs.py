@@ -94,6 +94,21 @@ def test_both_ways_to_libopus_read_each_others_packets() -> None:
             codec_opus.LibOpusDecoder().decode(wrong)
 
 
+def test_without_its_libraries_opus_is_pyavs_and_amr_wb_is_neither_offered_nor_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(codec_opus, "library", lambda: None)
+    monkeypatch.setattr(codec_amrwb, "_encoder_library", lambda: None)
+    monkeypatch.setattr(codec_amrwb, "_decoder_library", lambda: None)
+    assert isinstance(OPUS.encoder(24000), OpusEncoder) and isinstance(OPUS.decoder(), OpusDecoder)
+    for missing in (codec_opus.LibOpusEncoder, codec_opus.LibOpusDecoder, AmrWbEncoder, codec_amrwb.AmrWbDecoder):
+        with pytest.raises(CodecError, match="not installed"):
+            missing()
+    assert AMR_WB not in available()
+    offered = MediaDescription("audio", 4000, "RTP/SAVP", ("97", "8"), AMR_WB.lines(97))
+    assert choose(offered, (AMR_WB, PCMA)) == (8, PCMA)
+
+
 # --- AMR-WB -----------------------------------------------------------------------------------------------
 
 BITS = {0: 132, 1: 177, 2: 253, 3: 285, 4: 317, 5: 365, 6: 397, 7: 461, 8: 477, 9: 40, 14: 0, 15: 0}
