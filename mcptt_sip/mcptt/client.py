@@ -315,7 +315,7 @@ class McpttClient(ClientRequests):
             return
         self.emit(
             "invited", group=invitation.group, user=invitation.initiator, call_id=session.call_id,
-            gmk_id=f"{invitation.opened.key.key_id:08x}",
+            gmk_id=f"{invitation.opened.key.key_id:08x}", urgency=invitation.urgency.value,
         )
         if not self._may_be_called_by(invitation.initiator):
             log.info("group=%s user=%s is not among those who may call", invitation.group, invitation.initiator)
@@ -372,6 +372,13 @@ class McpttClient(ClientRequests):
         return warning_header(self.domain, warning_text(136))
 
     async def accept(self, invitation: Invitation) -> Regroup:
+        previous = self.calls.get(invitation.group)
+        if previous is not None and previous.initiator != invitation.initiator:
+            invitation.decline()
+            raise SipError(f"this user is in a call of {previous.initiator} with that group id")
+        if previous is not None:
+            # two invitations came at once, the first of which the server has given up meanwhile (rule 21)
+            await previous.leave()
         media = await self.open_media()
         regroup = self.member_class(self, invitation.group, invitation.initiator, media, invitation.terms)
         self.attach(regroup)
@@ -422,7 +429,8 @@ class McpttClient(ClientRequests):
         return GroupMediaDescription(audio=media.audio_address, floor=media.floor_address, ssrc=media.ssrc)
 
     def forget(self, regroup: Regroup) -> None:
-        self.calls.pop(regroup.group, None)
+        if self.calls.get(regroup.group) is regroup:
+            del self.calls[regroup.group]
 
     def transmit(self) -> None:
         """Lets the edge send what the stack has to say."""

@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from mcptt_sip.endpoint import SipEndpoint
@@ -56,6 +56,8 @@ class ServerSettings:
     regroup: RegroupSettings = RegroupSettings()
     #: what the controlling function is told besides its names; see :class:`ControllingSettings`
     controlling: ControllingSettings | None = None
+    #: a floor request of this (authorised) priority and more interrupts a talker of a lower one; ``None``: never
+    preemptive_priority: int | None = None
     agent: TransportSettings = TransportSettings()
 
 
@@ -134,15 +136,23 @@ class UnreadMedia(Relaying[UnreadRelay]):
 class RelayPlane:
     """Opens a relay for each call on one local address."""
 
-    def __init__(self, host: str, *, clock: Callable[[], float], trace: MediaTrace | None) -> None:
+    def __init__(
+        self,
+        host: str,
+        *,
+        clock: Callable[[], float],
+        trace: MediaTrace | None,
+        preemptive_priority: int | None = None,
+    ) -> None:
         self._host = host
+        self._floor = FloorServerSettings(preemptive_priority=preemptive_priority)
         self._clock = clock
         self._trace = trace
         #: told the group of a call in which nobody has talked for too long
         self.silent: Callable[[str], None] = lambda _group: None
 
     def open(self, group: str, urgency: Urgency, max_silence: float) -> GroupMedia:
-        floor = FloorServerSettings(t4=max_silence) if max_silence else FloorServerSettings()
+        floor = replace(self._floor, t4=max_silence) if max_silence else self._floor
         indicator = FloorIndicator.NORMAL | FloorIndicator.TEMPORARY_GROUP | FloorIndicator.QUEUEING
         relay = GroupRelay(
             group, self._host, clock=self._clock, settings=GroupRelaySettings(floor=floor),
@@ -203,7 +213,9 @@ class McpttServer:
         self._observe = observe
 
         if media is None:
-            media = RelayPlane(settings.media_host, clock=clock, trace=media_trace)
+            media = RelayPlane(
+                settings.media_host, clock=clock, trace=media_trace, preemptive_priority=settings.preemptive_priority
+            )
             media.silent = self._silent
         self.service = assemble(
             settings.controlling or ControllingSettings(settings.identity, settings.domain),

@@ -220,6 +220,9 @@ def serve(
         bool, typer.Option("--release-without-initiator", help="End a call when its initiator is lost.")
     ] = False,
     keep_alive: Annotated[float, typer.Option(help="Seconds; three misses end a flow.")] = 5.0,
+    preemptive_priority: Annotated[
+        int | None, typer.Option(help="Floor requests of this priority and more interrupt a talker of a lower one.")
+    ] = None,
     tls_certificate: Annotated[
         Path | None, typer.Option(help="PEM for tls and wss; read again at SIGHUP.")
     ] = None,
@@ -270,6 +273,7 @@ def serve(
         ),
         controlling=controlling,
         keep_alive=keep_alive,
+        preemptive_priority=preemptive_priority,
         tls_certificate=tls_certificate,
         tls_key=tls_key,
         tls_client_authorities=tls_client_ca,

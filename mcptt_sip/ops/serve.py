@@ -39,6 +39,7 @@ class ServerOptions:
     kms_token: str = field(repr=False)
     regroup: RegroupSettings = RegroupSettings()
     controlling: ControllingSettings | None = None
+    preemptive_priority: int | None = None
     keep_alive: float = 5.0
     #: PEM files, for tls and wss: the server's certificate, its key, and who signs those of clients (mutual TLS)
     tls_certificate: Path | None = None
@@ -162,6 +163,7 @@ async def _serve(
             media_host=options.media_host,
             regroup=options.regroup,
             controlling=options.controlling,
+            preemptive_priority=options.preemptive_priority,
             agent=TransportSettings(
                 keep_alive=options.keep_alive,
                 max_connections_per_source=options.max_connections_per_source,

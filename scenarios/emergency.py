@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An emergency call, and a dispatcher who interrupts.
+
+``bob`` may not make emergency calls: his is refused with 403, and the answer says that it is none. ``alice`` may: her
+call says to every phone that it is an emergency. While ``carol`` talks, alice asks for the floor with a priority that
+pre-empts: carol is told to stop, and alice is heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from mcptt_sip.ops.scenario import CommandFailed, Lab, ScenarioFailed
+
+DATA = Path(__file__).parent / "data"
+
+
+async def scenario(lab: Lab) -> None:
+    lab.user("alice", allow_emergency_group_call=True, user_priority=200)
+    for name in ("bob", "carol"):
+        lab.user(name)
+    await lab.start_kms()
+    await lab.start_server("--preemptive-priority", "100")
+    alice, bob, carol = await lab.phones("alice", "bob", "carol")
+
+    lab.tell("bob may not make emergency calls; alice may, and every phone shows it")
+    try:
+        await bob.do("emergency carol")
+    except CommandFailed as failure:
+        if failure.event["status"] != 403 or not str(failure.event["warning"]).startswith("100 "):
+            raise
+    else:
+        raise ScenarioFailed("bob made an emergency call")
+    await alice.do("emergency bob carol")
+    for phone in (bob, carol):
+        await phone.expect("invited", urgency="emergency")
+
+    lab.tell("carol talks, and alice interrupts her")
+    talking = asyncio.ensure_future(carol.do(f"say {DATA / 'carol.wav'}"))
+    await carol.expect("floor-granted")
+    await alice.do(f"say {DATA / 'alice.wav'} 200")
+    try:
+        await talking
+    except CommandFailed:
+        await carol.expect("floor-revoked")
+    else:
+        raise ScenarioFailed("carol was not interrupted")
+    await asyncio.gather(*(lab.heard(name, "alice", DATA / "alice.wav") for name in ("bob", "carol")))
+    await alice.do("release")
