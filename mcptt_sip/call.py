@@ -455,6 +455,17 @@ class Call:
         log.info("call-id=%s ended: %s", self.id, cause.value)
         self.ended.set()
 
+    def release(self) -> None:
+        """It is over: the circles between call, session and audio are opened, so that no collector has to look."""
+        self.session.context = None
+        self.session.ack_body = self.session.prack_body = None
+        if self.media is not None:
+            self.media.on_digit = lambda _digit: None
+        self.on_request = lambda _incoming: False
+        self.on_progress = lambda _response: None
+        self.on_digit = lambda _digit: None
+        self.on_hold = lambda _held: None
+
     def received(self, incoming: ServerRequest) -> bool:
         """A request in the call; whether it was answered here."""
         if self.on_request(incoming):

@@ -401,6 +401,7 @@ class UserAgent:
         async def forget() -> None:
             await call.ended.wait()
             self.calls.discard(call)
+            call.release()
 
         self.spawn(forget())
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -361,3 +363,34 @@ def test_a_registrar_that_has_died_does_not_keep_the_agent_from_closing() -> Non
         assert network.now() - began < 5.0
 
     run(story())
+
+
+def test_a_call_that_is_over_is_freed_without_the_collector() -> None:
+    async def story() -> None:
+        network = Network()
+        async with (
+            network.user_agent("sip:alice@example.org") as alice,
+            network.user_agent("sip:bob@example.org") as bob,
+        ):
+            kept: list[weakref.ref[Call]] = []
+
+            @bob.on_call
+            async def take(call: Call) -> None:
+                kept.append(weakref.ref(call))
+                call.on_hold = lambda held: call.ended.set() if held else None  # a circle, as applications make them
+                await call.accept(body=BODY)
+
+            for _ in range(5):
+                call = await alice.call(_at(bob), body=BODY)
+                kept.append(weakref.ref(call))
+                await call.hang_up()
+                await call.ended.wait()
+                del call
+            await asyncio.sleep(70.0)  # the transactions' timers
+            assert [ref() for ref in kept] == [None] * 10
+
+    gc.disable()
+    try:
+        run(story())
+    finally:
+        gc.enable()
