@@ -128,6 +128,32 @@ def test_everyone_gets_every_packet_but_his_own_and_the_order_goes_round(
 
 
 @pytest.mark.network
+def test_in_a_large_group_the_first_of_one_packet_is_the_last_of_the_next_and_the_talker_gets_none(
+    sockets: list[socket.socket],
+) -> None:
+    sender, receiver, *_ = sockets
+    receiver.bind(("127.0.0.1", 0))
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+    port = receiver.getsockname()[1]
+    targets = tuple((f"127.0.{n // 200}.{n % 200 + 1}", port if n == 0 else port + 1 + n % 3) for n in range(300))
+    fan_out = FanOut()
+    ranges: list[tuple[int, int]] = []
+    original = fan_out._range
+    fan_out._range = lambda table, descriptor, start, end: (  # type: ignore[method-assign]
+        ranges.append((start, end)), original(table, descriptor, start, end)
+    )[1]
+    for number in range(600):
+        ranges.clear()
+        skip = number * 7 % 300
+        assert fan_out.send(sender, b"x", targets, targets[skip]) == 299
+        order = [place % 300 for start, end in ranges for place in range(start, end)]
+        assert sorted(order) == [n for n in range(300) if n != skip]
+        first = (number + 1) % 300
+        assert order[0] == (first if first != skip else (first + 1) % 300)
+    assert len(got(receiver)) == 600 - 2
+
+
+@pytest.mark.network
 def test_an_address_that_cannot_be_reached_costs_the_others_nothing(sockets: list[socket.socket]) -> None:
     sender, *receivers = sockets
     for receiver in receivers:
