@@ -224,3 +224,28 @@ async def test_an_invitation_that_nobody_answers_does_not_ring_for_ever() -> Non
         with pytest.raises(RegroupFailed) as failed:
             await asyncio.wait_for(alice.client.start_regroup(uri("bob")), PATIENCE)
         assert failed.value.status == 480 and len(rung) == 1
+
+
+async def test_rule_21_of_two_invitations_that_come_at_once_the_later_one_is_the_call() -> None:
+    async with town() as here:
+        alice = await here.phone("alice", Caller, call=CallSettings(add_timeout=1.0, resend_after=0.3))
+        bob = await here.phone("bob")
+        await here.phone("carol")
+        asked: asyncio.Queue[Invitation] = asyncio.Queue()
+        bob.client.on_regroup(asked.put)
+        call = await alice.client.start_regroup(uri("carol"))
+        first_try = asyncio.ensure_future(call.add(uri("bob")))
+        first = await asyncio.wait_for(asked.get(), PATIENCE)
+        await call.remove(uri("bob"))  # its CANCEL is as good as lost on a phone that has not looked at it yet
+        with pytest.raises(AddFailed):
+            await first_try
+        adding = asyncio.ensure_future(call.add(uri("bob")))
+        second = await asyncio.wait_for(asked.get(), PATIENCE)
+        with pytest.raises(SipError):
+            await first.accept()
+        joined = await second.accept()
+        await adding
+        assert bob.client.calls == {call.group: joined} and uri("bob") in call.members
+        stale = bob.client.member_class(bob.client, call.group, uri("alice"), joined.media, joined.terms)
+        bob.client.forget(stale)
+        assert bob.call is joined
