@@ -186,7 +186,7 @@ class Datagrams(asyncio.DatagramTransport):
         self.address = network.bind(protocol.datagram_received, host, port)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self.address if name == "sockname" else default
+        return {"sockname": self.address, "socket": _Socket(self.address)}.get(name, default)
 
     def sendto(self, data: Any, addr: Any = None) -> None:
         self._network.send(bytes(data), self.address, addr)
