@@ -182,6 +182,7 @@ class CallMedia:
     def close(self) -> None:
         """Lets go of the socket and the recording. Harmless twice."""
         self.stop_recording()
+        self._socket.on_datagram = lambda _octets, _source: None  # who points back here
         self._socket.close()
         self.closed.set()
 

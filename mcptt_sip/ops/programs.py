@@ -60,7 +60,7 @@ def calm_collector() -> None:
     dialogs each search stops the loop for long. What was loaded so far is never searched again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(1_000, 4, 100_000)  # small searches among what is young; hardly ever one of everything
+    gc.set_threshold(1_000, 4, 10_000)  # small searches among what is young; hardly ever one of everything
 
 
 def host_and_port(text: str) -> tuple[str, int]:

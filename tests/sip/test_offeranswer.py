@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import wave
+import weakref
 from pathlib import Path
 
 import pytest
@@ -282,3 +284,17 @@ async def test_a_file_that_is_no_audio_is_an_error(tmp_path: Path) -> None:
         await one.play(tmp_path / "no.wav")
     one.close()
     other.close()
+
+
+@pytest.mark.network
+async def test_audio_that_was_closed_is_freed_without_the_collector() -> None:
+    gc.disable()
+    try:
+        one, other = await pair()
+        gone = [weakref.ref(one), weakref.ref(other)]
+        one.close()
+        other.close()
+        del one, other
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
