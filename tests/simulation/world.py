@@ -147,7 +147,10 @@ class World:
             case "left" | "key-request" if group is not None:
                 self.truth.told_left[group.group, details["user"]] = self.truth.now
             case "ended" if group is not None:
-                there = group.established if phone.uri == group.initiator else (phone.uri, group.group) in self._joined
+                if phone.uri == group.initiator:  # to whom "failed" is told: his call, or his way back, was refused
+                    there = group.established and details.get("cause") != "failed"
+                else:
+                    there = (phone.uri, group.group) in self._joined
                 if there and phone.uri not in group.out:
                     self._ended.append((self.truth.now, phone, group, str(details.get("cause"))))
                 if phone.uri == group.initiator:
