@@ -36,7 +36,7 @@ lint: install-test
 	$(VENV)/bin/lint-imports --config setup.cfg
 
 test: install-test debian lint
-	$(PY) -m pytest -n 2 --dist loadgroup
+	$(PY) -m pytest -n 3 --dist loadgroup
 
 soak: install-test
 	$(PY) -m tests.simulation --seed $(SEED) --steps $(STEPS)

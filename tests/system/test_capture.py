@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.network, pytest.mark.interop, pytest.mark.xdist_group(
 needs_tshark = pytest.mark.skipif(TSHARK is None, reason="tshark is missing (Debian package tshark)")
 #: a MIKEY I_MESSAGE of SAKKE (RFC 6509 5), and where IANA has MIKEY's own port
 SAKKE_MESSAGE, MIKEY_PORT = "26", 2269
-TROUBLE = "_ws.malformed || _ws.expert.severity >= error"
+#: datagrams of media are ciphertext, and tshark takes the tail of an SRTCP packet (its index and tag) for another
+#: RTCP packet: what it makes of that is chance and no finding
+TROUBLE = "(_ws.malformed || _ws.expert.severity >= error) && !(udp && !sip)"
 
 
 def tshark(file: Path, *arguments: str) -> list[list[str]]:
