@@ -75,8 +75,7 @@ class ServerRequest:
             session.add_timer_answer(self.request, response, now)
         outgoing = self._services.answer(self._transaction, response, now)
         if success and self.method == "INVITE":
-            cseq = self.request.headers.cseq.number
-            session.repeat_until_ack(lambda: self._services.send_again(outgoing), cseq, now)
+            session.repeat_until_ack(lambda: self._services.send_again(outgoing), self.request, now)
 
     def accept_subscription(
         self,

@@ -146,14 +146,16 @@ class ServerSession(InviteSession):
         """PRACK is ours; the rest is common."""
         if request.method == "PRACK":
             self._receive_prack(transaction, request, now)
-        elif not self.ended and self.state is not SessionState.CONFIRMED and (
-            request.method == "INVITE" or (request.method == "UPDATE" and request.body and not self._settled)
-        ):
-            # 14.2, RFC 3311 5.2: the first offer is not through yet
-            wait = self._services.token()[0] % 11
-            self._services.answer(transaction, request.response(500, headers=[("Retry-After", wait)]), now)
         else:
             super().receive_request(transaction, request, now)
+
+    def _may_offer(self, transaction: Any, request: Request, now: float) -> bool:
+        if self.state is not SessionState.CONFIRMED and (
+            request.method == "INVITE" or (request.body and not self._settled)
+        ):
+            self._later(transaction, request, now)  # the first offer is not through yet
+            return False
+        return super()._may_offer(transaction, request, now)
 
     def receive_cancel(self, transaction: Any, now: float) -> None:
         """CANCEL: 487, if nothing final was said yet (9.2)."""
@@ -257,9 +259,7 @@ class ServerSession(InviteSession):
             self.request.headers, response.headers.get("content-type"), response.body
         )
         outgoing = self._services.answer(self._transaction, response, now)
-        self.repeat_until_ack(
-            lambda: self._services.send_again(outgoing), self.request.headers.cseq.number, now
-        )
+        self.repeat_until_ack(lambda: self._services.send_again(outgoing), self.request, now)
         self._accepted = None
         if self.replaces is not None and not self.replaces.ended:
             self.replaces.bye(now, cause=Cause.REPLACED)

@@ -293,6 +293,10 @@ class InviteSession:
         if self.ended:
             self._services.answer(transaction, request.response(481), now)
             return
+        waiting = self._unacknowledged
+        if request.method == "INVITE" and waiting is not None and not waiting.brings_answer:
+            # it overtook the ACK, and says the same: who has no 2xx makes no re-INVITE (RFC 5407 3.1.4)
+            self._acknowledged(request, now)
         if request.method in ("INVITE", "UPDATE") and not self._may_offer(transaction, request, now):
             return
         if request.method in TARGET_REFRESH:
@@ -309,8 +313,10 @@ class InviteSession:
     def receive_ack(self, request: Request, now: float) -> None:
         """An ACK in its dialog."""
         waiting = self._unacknowledged
-        if waiting is None or request.headers.cseq.number != waiting.cseq:
-            return
+        if waiting is not None and request.headers.cseq.number == waiting.cseq:
+            self._acknowledged(request, now)
+
+    def _acknowledged(self, request: Request, now: float) -> None:
         self._unacknowledged = None
         self._stop(Due.SUCCESS_AGAIN, Due.NO_ACK)
         self._step(Happens.ACK, request, now)
@@ -343,18 +349,20 @@ class InviteSession:
 
     def _may_offer(self, transaction: Any, request: Request, now: float) -> bool:
         """Glare (14.2, RFC 3311 5.2): 491 while an offer of ours is out, 500 while one of theirs waits."""
+        if request.method != "INVITE" and not request.body:
+            return True
         if isinstance(self.pending_invite, ClientRequest):
-            if request.method == "INVITE" or request.body:
-                self._services.answer(transaction, request.response(491), now)
-                return False
-        elif self.pending_invite is not None or self.pending_offer is not None or self._unacknowledged is not None:
-            if request.method == "INVITE" or request.body:
-                wait = self._services.token()[0] % 11  # 14.2: 0 to 10 seconds
-                self._services.answer(
-                    transaction, request.response(500, headers=[("Retry-After", wait)]), now
-                )
-                return False
+            self._services.answer(transaction, request.response(491), now)
+            return False
+        if self.pending_invite is not None or self.pending_offer is not None or self._unacknowledged is not None:
+            self._later(transaction, request, now)
+            return False
         return True
+
+    def _later(self, transaction: Any, request: Request, now: float) -> None:
+        """14.2, RFC 3311 5.2: 500, and to come again in 0 to 10 seconds."""
+        wait = ("Retry-After", self._services.token()[0] % 11)
+        self._services.answer(transaction, request.response(500, headers=[wait]), now)
 
     def answer_refresh(self, transaction: Any, request: Request, now: float) -> None:
         """200 to an UPDATE without an offer."""
@@ -370,10 +378,10 @@ class InviteSession:
             response.headers.add(name, value)
         self._start_session_timer(timer, now)
 
-    def repeat_until_ack(self, send: Callable[[], None], cseq: int, now: float) -> None:
-        """A 2xx to INVITE was sent: repeat it until its ACK comes (13.3.1.4), on every transport."""
+    def repeat_until_ack(self, send: Callable[[], None], invite: Request, now: float) -> None:
+        """A 2xx to `invite` was sent: repeat it until its ACK comes (13.3.1.4), on every transport."""
         timers = self._services.settings.timers
-        self._unacknowledged = Unacknowledged(send, cseq, timers.t1)
+        self._unacknowledged = Unacknowledged(send, invite.headers.cseq.number, timers.t1, not invite.body)
         self.start_timer(Due.SUCCESS_AGAIN, now + timers.t1)
         self.start_timer(Due.NO_ACK, now + timers.give_up)
 
@@ -571,15 +579,13 @@ class InviteSession:
         if late and self.ack_body is not None and (made := self.ack_body(response)) is not None:
             request.headers.set("Content-Type", made[0])
             request.body = made[1]
-        acks[dialog.remote_tag] = self._services.send_alone(
-            request, now, flow=self._services.flow_of(dialog), target=None
-        )
+        flow = self._services.flow_of(dialog)
+        acks[dialog.remote_tag] = self._services.send_alone(request, now, flow=flow, target=None)
 
 
 _REFRESH = object()  # context of a refresh that the session makes by itself
 #: responses that end the dialog with all its usages (RFC 5057 5.1)
 _DIALOG_ENDING = frozenset({404, 410, 416, 482, 483, 484, 485, 502, 604})
-
 
 A = InviteSession
 #: rows of both sides, from the moment the call stands

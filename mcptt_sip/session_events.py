@@ -112,6 +112,7 @@ class Unacknowledged:
     send: Callable[[], None]
     cseq: int
     interval: float
+    brings_answer: bool  # the offer was in the 2xx, and the ACK answers it
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class Refused:
 @dataclass(frozen=True, slots=True)
 class Confirmed:
     """Callee: the ACK arrived in `request` (with the answer in its body when the offer was late); also after a
-    re-INVITE that was accepted."""
+    re-INVITE that was accepted. A re-INVITE that overtook an ACK without a body stands for it."""
 
     session: InviteSession
     request: Request

@@ -469,6 +469,41 @@ def test_a_broken_reinvite_leaves_the_session_free_for_the_next() -> None:
     assert [e.incoming.method for e in net.bob.told(RequestReceived)] == ["INVITE"]
 
 
+class SlowAck(Net):
+    """ACKs take 100 ms longer than anything else."""
+
+    def fate(self, flow: Flow) -> list[float]:
+        _, message = self.wire[-1]
+        return [0.11 if isinstance(message, Request) and message.method == "ACK" else 0.01]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_reinvite_that_overtakes_the_ack_stands_for_it_unless_the_ack_brings_the_answer(late: bool) -> None:
+    """RFC 5407 3.1.4 and 3.1.5: proxies with several processes turn the two about."""
+    net = SlowAck("udp")
+
+    def bob(event: object, now: float) -> None:
+        if isinstance(event, InviteReceived):
+            event.session.accept(body=SDP, content_type="application/sdp", now=now)
+        elif isinstance(event, RequestReceived):
+            event.incoming.respond(200, body=SDP, content_type="application/sdp", now=now)
+
+    def alice(event: object, now: float) -> None:
+        if isinstance(event, Answered):
+            event.session.reinvite(body=SDP, content_type="application/sdp", now=now)
+
+    net.bob.handler, net.alice.handler = bob, alice
+    offer: dict[str, object] = {"body": b"", "content_type": None} if late else {}
+    mine = call(net, **offer)
+    mine.ack_body = lambda _: ("application/sdp", SDP)
+    net.run(60.0)
+    (answer,) = net.alice.told(ResponseReceived)
+    assert answer.response.status == (500 if late else 200)
+    assert len(net.bob.told(Confirmed)) == (1 if late else 2)
+    assert net.sent().count("200 INVITE") == (1 if late else 2), "nothing is repeated"
+    assert not net.bob.told(Ended) and not net.alice.told(Ended)
+
+
 def test_too_small_a_session_interval_is_refused_with_the_least_one_and_asked_again() -> None:
     net = Net("udp")
     accepting(net)
