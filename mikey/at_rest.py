@@ -108,3 +108,12 @@ class Vault:
             return self._aead.decrypt(sealed[:NONCE_OCTETS], sealed[NONCE_OCTETS:], context)
         except InvalidTag:
             raise StoreError("sealed under another passphrase or key file, or changed") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of new and replaced files in it survive a loss of power. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mikey.at_rest import SALT_OCTETS, Unlock, Vault
+from mikey.at_rest import SALT_OCTETS, Unlock, Vault, sync_folder
 from mikey.errors import MikeyError, StoreError
 from mikey.keyring import Keyring
 from mikey.keys import KeySet, KmsCertificate
@@ -56,11 +56,7 @@ class KeyCache:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(draft, self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self.path.parent)
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}") from error
 

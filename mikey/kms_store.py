@@ -22,7 +22,7 @@ from types import TracebackType
 from gmpy2 import mpz
 
 from mikey import eccsi, sakke
-from mikey.at_rest import SALT_OCTETS, Unlock, Vault
+from mikey.at_rest import SALT_OCTETS, Unlock, Vault, sync_folder
 from mikey.errors import KmsError, StoreError
 from mikey.identity import domain_of
 from mikey.keys import KmsCertificate, Secret
@@ -161,7 +161,7 @@ class KmsStore:
             connection.close()
             os.link(draft, path)  # fails when another process was faster
             draft.unlink()
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except (sqlite3.Error, OSError) as error:
             if connection is not None:
                 connection.close()
@@ -478,14 +478,6 @@ def _write_audit(connection: sqlite3.Connection, at: float, event: str, subject:
     connection.execute(
         "INSERT INTO audit (at, event, subject, detail) VALUES (?, ?, ?, ?)", (at, event, subject, detail)
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 __all__ = ["AuditEntry", "Issued", "KmsStore", "Note", "generation_name", "holds_master_secrets", "token_digest"]

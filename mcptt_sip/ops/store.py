@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mcptt_sip.mcptt.journal import GroupRecord, JournalError
+from mikey.at_rest import sync_folder
 
 _SUFFIX = ".journal"
 #: a thousand members, some dozens of keys
@@ -29,7 +30,7 @@ class FileJournal:
                 new = not self._path.exists()
                 self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
                 if new:
-                    _sync_folder(self._path.parent)
+                    sync_folder(self._path.parent)
                 elif self._path.stat().st_size and not self._path.read_bytes().endswith(b"\n"):
                     os.write(self._descriptor, b"\n")  # what a crash cut off stays a line of its own
             data = line.encode() + b"\n"
@@ -79,11 +80,3 @@ class JournalFolder:
         paths = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
         records = (GroupRecord.read(FileJournal(path).lines()) for path in paths)
         return [record for record in records if record is not None]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
