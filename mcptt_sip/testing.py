@@ -42,6 +42,7 @@ from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.flow import Flow
 from mcptt_sip.grammar import format_host
 from mcptt_sip.message import Request, Response, parse
+from mcptt_sip.outgoing import Outgoing
 from mcptt_sip.services import StackSettings
 from mcptt_sip.stack import SipStack
 from mcptt_sip.transport import Address, Receiver, Transport, TransportSettings
@@ -439,6 +440,18 @@ class StackPair:
         """When a message arrives, in seconds from now: once, never, or several times. Override it for worse ways."""
         return [] if flow.transport != "tcp" and self.random.random() < self.loss else [0.01]
 
+    def dispatch(self, end: StackEnd, outgoing: Outgoing) -> None:
+        """Puts one message of an end on its way, as the edge of a stack does. Override it for others."""
+        flow = outgoing.flow
+        if flow is None:
+            flow = self.flow(end)
+            if outgoing.target is not None and "transport=tcp" in outgoing.target:
+                flow = Flow("tcp", end.address, flow.remote, 7)
+            octets = end.stack.bind(outgoing, flow, self.now)
+        else:
+            octets = outgoing.octets
+        self._send(octets, flow)
+
     def settle(self) -> None:
         """Sends what there is, hands out events."""
         again = True
@@ -447,15 +460,7 @@ class StackPair:
             for end in self.ends.values():
                 for outgoing in end.stack.to_send():
                     again = True
-                    flow = outgoing.flow
-                    if flow is None:
-                        flow = self.flow(end)
-                        if outgoing.target is not None and "transport=tcp" in outgoing.target:
-                            flow = Flow("tcp", end.address, flow.remote, 7)
-                        octets = end.stack.bind(outgoing, flow, self.now)
-                    else:
-                        octets = outgoing.octets
-                    self._send(octets, flow)
+                    self.dispatch(end, outgoing)
                 for event in end.stack.events():
                     again = True
                     end.seen.append(event)

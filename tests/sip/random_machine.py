@@ -13,6 +13,7 @@ from mcptt_sip.flow import Flow
 from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.invite_client import ClientSession
 from mcptt_sip.invite_server import ServerSession
+from mcptt_sip.outgoing import Outgoing
 from mcptt_sip.session import Answered, Confirmed, InviteReceived, InviteSession, Progressed, SessionState
 from mcptt_sip.subscription import NotifierSubscription, Resubscribed, Subscription
 from mcptt_sip.testing import StackEnd, StackPair, tokens
@@ -75,28 +76,18 @@ class RandomMachine(StackPair):
         delay = 0.01 + (draw() * 1.5 if draw() < 0.2 else 0.0)  # overtaken by others
         return [delay, delay + draw()] if draw() < 0.08 else [delay]
 
-    def settle(self) -> None:
+    def dispatch(self, end: StackEnd, outgoing: Outgoing) -> None:
         """As the edge does it, with servers that have others behind them, and sockets that fail."""
-        again = True
-        while again:
-            again = False
-            for end in self.ends.values():
-                for outgoing in end.stack.to_send():
-                    again = True
-                    if self.chaos and self.random.random() < 0.004:
-                        end.stack.send_failed(outgoing, self.now)
-                        continue
-                    flow = outgoing.flow
-                    if flow is None:
-                        flow, first = self.flow(end), not outgoing.avoid
-                        octets = end.stack.bind(outgoing, flow, self.now, place=len(outgoing.avoid), more=first)
-                    else:
-                        octets = outgoing.octets
-                    self._send(octets, flow)
-                for event in end.stack.events():
-                    again = True
-                    end.seen.clear()
-                    end.handler(event, self.now)
+        if self.chaos and self.random.random() < 0.004:
+            end.stack.send_failed(outgoing, self.now)
+            return
+        flow = outgoing.flow
+        if flow is None:
+            flow, first = self.flow(end), not outgoing.avoid
+            octets = end.stack.bind(outgoing, flow, self.now, place=len(outgoing.avoid), more=first)
+        else:
+            octets = outgoing.octets
+        self._send(octets, flow)
 
     def _send(self, octets: bytes, flow: Flow) -> None:
         if flow.remote in self.ends:
@@ -105,6 +96,7 @@ class RandomMachine(StackPair):
     # --- what the applications do when something happens
 
     def _handle(self, end: StackEnd, event: Any, now: float) -> None:
+        end.seen.clear()  # a long run keeps none of them
         try:
             match event:
                 case InviteReceived(session):
