@@ -166,7 +166,6 @@ class FloorControlServer:
         self._revoke_cause = int(RevokeCause.OTHER)
         self._retry_after: dict[str, float] = {}
         self._request: Request | None = None
-        self._from_queue = False
         self._events: list[Event] = []
 
     # --- who is there ---------------------------------------------------------------------------------
@@ -440,7 +439,7 @@ class FloorControlServer:
 
     def _grant(self, name: str, priority: int, now: float, *, from_queue: bool = False) -> None:
         """Entering "G: Floor Taken" (6.3.4.4.2)."""
-        self._holder, self._holder_priority, self._from_queue = name, priority, from_queue
+        self._holder, self._holder_priority = name, priority
         self._words.changed()
         self._timers = {On.T1: now + self.settings.t1}
         self._watch_queue()

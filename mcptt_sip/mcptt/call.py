@@ -89,7 +89,6 @@ class Regroup:
         self.session: InviteSession | None = None
         self.session_identity: str | None = None
         self.ended = asyncio.Event()
-        self.end_cause = ""
         #: the newest :data:`MAX_EVENTS`
         self.events: asyncio.Queue[RegroupEvent] = asyncio.Queue(MAX_EVENTS)
         #: the newest list of members that the key's signer signed
@@ -117,7 +116,6 @@ class Regroup:
     async def _end(self, cause: str) -> None:
         if self.ended.is_set():
             return
-        self.end_cause = cause
         self.ended.set()
         if self._key_timer is not None:
             self._key_timer.cancel()

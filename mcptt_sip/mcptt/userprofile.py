@@ -18,7 +18,6 @@ from mcptt_sip.errors import SipError
 from mcptt_sip.mcptt.documents import DocumentError, parse_xml, serialise_xml
 from mcptt_sip.uri import SipUri
 
-USER_PROFILE = "application/vnd.3gpp.mcptt-user-profile+xml"
 NS_PROFILE = "urn:3gpp:mcptt:user-profile:1.0"
 NS_POLICY = "urn:ietf:params:xml:ns:common-policy"
 
