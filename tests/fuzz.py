@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -155,7 +155,8 @@ def targets() -> dict[str, Target]:
     messages, keys = sip_messages(), corpus()
     info = McpttInfo(request_uri="sip:bob@mcx.example", temporary_group=True).encode()
     roster = ConferenceInfo("sip:tmp-1@mcx.example", 1, "full", ()).encode()
-    sdp = GroupMediaDescription(audio=("127.0.0.1", 4000), floor=("127.0.0.1", 4001), ssrc=7).encode()
+    described = GroupMediaDescription(audio=("127.0.0.1", 4000), floor=("127.0.0.1", 4001), ssrc=7)
+    sdp, keyed = described.encode(), replace(described, key=keys[0]).encode()
     packet = RtpPacket(96, 1, 2, 3, True, b"payload", 1_700_000_000.0).encode()
     return {
         "sip-message": Target(whole_request, messages, sip),
@@ -177,6 +178,7 @@ def targets() -> dict[str, Target]:
         "group-terms": Target(lambda o: GroupTerms.parse(text(o)), [str(GroupTerms()).encode()], sip),
         "key-part": Target(i_message, [*keys[:3], base64.b64encode(keys[0])], sip + mikey),
         "regroup-sdp": Target(GroupMediaDescription.decode, [sdp], sip + media),
+        "private-sdp": Target(GroupMediaDescription.decode_keyed, [keyed], sip + media),
         "sdp": Target(SessionDescription.parse, [sdp], media),
         "i-message": Target(IMessage.decode, keys, mikey),
         "i-message-identities": Target(read, keys, mikey),

@@ -53,7 +53,7 @@ def read_call_request(request: Request, settings: ControllingSettings) -> CallRe
         group=_group(info, settings),
         target=contents.targets[0],
         key=key,
-        theirs=GroupMediaDescription.decode(contents.sdp),
+        theirs=GroupMediaDescription.decode(contents.sdp, beside=key),
         acknowledgement=info.acknowledgement or "none",
         initiator_guk_id=info.initiator_guk_id or 0,
         required=info.required,

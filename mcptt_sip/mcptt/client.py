@@ -389,8 +389,7 @@ class McpttClient(ClientRequests):
         try:
             regroup.arbitrate()
             regroup.install(invitation.opened.key, invitation.opened.timestamp)
-            theirs = GroupMediaDescription.decode(invitation.contents.sdp)
-            media.connect(theirs.audio, theirs.floor)
+            media.connect(invitation.theirs.audio, invitation.theirs.floor)
             parts = [Part("application/sdp", self.describe(media).encode())]
             if invitation.terms.acknowledgement != "none":
                 parts.append(Part(ACKNOWLEDGEMENT, regroup.acknowledgement(invitation.opened)))
@@ -425,8 +424,8 @@ class McpttClient(ClientRequests):
         media.talker_guk_ids = regroup.talker_guk_ids
         media.on_event = regroup.on_media_event
 
-    def describe(self, media: MemberMedia) -> GroupMediaDescription:
-        return GroupMediaDescription(audio=media.audio_address, floor=media.floor_address, ssrc=media.ssrc)
+    def describe(self, media: MemberMedia, key: bytes | None = None) -> GroupMediaDescription:
+        return GroupMediaDescription(audio=media.audio_address, floor=media.floor_address, ssrc=media.ssrc, key=key)
 
     def forget(self, regroup: Regroup) -> None:
         if self.calls.get(regroup.group) is regroup:

@@ -29,6 +29,8 @@ class Invitation:
     client: McpttClient
     session: InviteSession
     contents: Contents
+    #: where the server takes and gives media
+    theirs: GroupMediaDescription
     opened: OpenedKey
     terms: GroupTerms
     initiator: str
@@ -75,13 +77,13 @@ def read_invitation(client: McpttClient, session: InviteSession) -> Invitation:
         raise KeyingError(f"the invitation is for {info.request_uri}")
     if not info.calling_user_id or not info.calling_group_id:
         raise KeyingError("calling user or group is missing")
-    GroupMediaDescription.decode(contents.sdp)
+    theirs = GroupMediaDescription.decode(contents.sdp, beside=contents.mikey)
     opened = open_group_key(client, contents.mikey, info.calling_user_id, info.calling_group_id)
     terms = GroupTerms.parse(opened.key.text)
     if (info.acknowledgement or "none") != terms.acknowledgement:
         raise KeyingError("the acknowledgement wish is not the signed one")
     return Invitation(
-        client, session, contents, opened, terms, info.calling_user_id, info.calling_group_id
+        client, session, contents, theirs, opened, terms, info.calling_user_id, info.calling_group_id
     )
 
 

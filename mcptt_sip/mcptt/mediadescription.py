@@ -2,18 +2,22 @@
 """The media of a temporary group call in SDP: one protected audio stream, one floor control channel.
 
 Only addresses, codec and the sender's SSRC are taken from SDP. How media is protected comes from the signed SP
-payload of the I_MESSAGE alone; a description that offers another way (``a=crypto``, a profile other than
-RTP/SAVP, ``a=key-mgmt``) is refused as a whole (security rule 16).
+payload of the I_MESSAGE alone; a description that offers another way (``a=crypto``, a profile other than RTP/SAVP, a
+key message in ``a=key-mgmt`` beside another one) is refused as a whole (security rule 16). In a private call
+``a=key-mgmt:mikey`` (RFC 4567) is the key message's own place (TS 24.379 11.1.1.2).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mcptt_sip.errors import SipError
+from mcptt_sip.mcptt.keying import i_message
 from media.errors import SdpError
 from media.rtp import NTP_64
 from media.sdp import McpttFmtp, MediaDescription, SessionDescription
+from mikey import MikeyError
+from mikey.text_form import decode_text, encode_text
 
 Address = tuple[str, int]
 
@@ -30,7 +34,10 @@ class MediaRefused(SipError):
 
 @dataclass(frozen=True, slots=True)
 class GroupMediaDescription:
-    """What one end says of its media. ``ssrc`` is the one it will send audio under (the server sends none)."""
+    """What one end says of its media. ``ssrc`` is the one it will send audio under (the server sends none).
+
+    ``key`` is the I_MESSAGE, binary, that stands in ``a=key-mgmt``.
+    """
 
     audio: Address
     floor: Address
@@ -38,6 +45,7 @@ class GroupMediaDescription:
     priority: int | None = None
     queueing: bool = True
     implicit_request: bool = False
+    key: bytes | None = field(default=None, repr=False)
 
     def encode(self) -> bytes:
         """The SDP body."""
@@ -52,6 +60,8 @@ class GroupMediaDescription:
         ]
         if self.ssrc is not None:
             audio.append(("a", f"ssrc:{self.ssrc} cname:mcptt"))
+        if self.key is not None:
+            audio.append(("a", f"key-mgmt:{encode_text(self.key)}"))
         fmtp = McpttFmtp(
             queueing=self.queueing, priority=self.priority, granted=False, implicit_request=self.implicit_request
         )
@@ -62,8 +72,19 @@ class GroupMediaDescription:
         return session.encode()
 
     @classmethod
-    def decode(cls, body: bytes) -> GroupMediaDescription:
-        """Reads a peer's SDP. Raises :class:`MediaRefused` with what is wrong."""
+    def decode(cls, body: bytes, *, beside: bytes | None = None) -> GroupMediaDescription:
+        """Reads a peer's SDP. Raises :class:`MediaRefused` with what is wrong.
+
+        :param beside: the I_MESSAGE that came beside the SDP, as it came: ``a=key-mgmt`` may repeat it, nothing else
+        """
+        found = cls.decode_keyed(body)
+        if found.key is not None and (beside is None or found.key != i_message(beside)):
+            raise MediaRefused("a=key-mgmt is not the key message that came beside it")
+        return found
+
+    @classmethod
+    def decode_keyed(cls, body: bytes) -> GroupMediaDescription:
+        """The same of a private call, whose key message may stand in ``a=key-mgmt`` alone."""
         try:
             session = SessionDescription.parse(body)
             return cls._read(session)
@@ -73,9 +94,9 @@ class GroupMediaDescription:
     @classmethod
     def _read(cls, session: SessionDescription) -> GroupMediaDescription:
         for place in (session, *session.media):
-            for name in ("crypto", "key-mgmt", "fingerprint"):
+            for name in ("crypto", "fingerprint"):
                 if place.attribute(name) is not None:
-                    raise MediaRefused(f"a={name}: the key of a temporary group call comes in its I_MESSAGE alone")
+                    raise MediaRefused(f"a={name}: the key of an MCPTT call comes in its I_MESSAGE alone")
         audio = [media for media in session.media if media.kind == "audio" and media.port]
         floor = [media for media in session.media if media.kind == "application" and media.port]
         if len(audio) != 1 or audio[0].protocol != "RTP/SAVP":
@@ -95,4 +116,18 @@ class GroupMediaDescription:
             priority=fmtp.priority,
             queueing=fmtp.queueing,
             implicit_request=fmtp.implicit_request,
+            key=_key(session, audio[0]),
         )
+
+
+def _key(session: SessionDescription, audio: MediaDescription) -> bytes | None:
+    """The one I_MESSAGE of ``a=key-mgmt``, wherever it stands: which one to believe must never be a choice."""
+    found = {value.strip() for place in (session, *session.media) for value in place.attributes("key-mgmt")}
+    if not found:
+        return None
+    if len(found) > 1 or not any(place.attribute("key-mgmt") is not None for place in (session, audio)):
+        raise MediaRefused("a=key-mgmt: not one key message for the audio stream")
+    try:
+        return decode_text(found.pop())
+    except MikeyError as error:
+        raise MediaRefused(f"a=key-mgmt: {error}") from None

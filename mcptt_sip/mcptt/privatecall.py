@@ -3,14 +3,15 @@
 
 The mechanism that the temporary group call reuses for each of its users: the calling client makes the key (a PCK) and
 seals it to the one called user; the server, which checks who signed for whom, can open nothing (TS 33.180 7.2,
-TS 24.379 11.1.1). The key message travels as a part of its own, as in a group call, not in ``a=key-mgmt``.
+TS 24.379 11.1.1). The key message travels in the SDP's ``a=key-mgmt`` (RFC 4567); a part of its own, as in a group
+call, is taken as well.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.errors import SipError
@@ -29,6 +30,17 @@ from mikey import MikeyError
 log = logging.getLogger(__name__)
 
 PRIVATE_SESSION = "private"
+
+
+def private_key_of(contents: Contents) -> tuple[GroupMediaDescription, bytes]:
+    """The SDP of a private call's offer, and its one key message: in ``a=key-mgmt``, as a part of its own, or the same
+    in both. Raises :class:`KeyingError`, :class:`~mcptt_sip.mcptt.mediadescription.MediaRefused`."""
+    if contents.mikey is not None:
+        return GroupMediaDescription.decode(contents.sdp, beside=contents.mikey), contents.mikey
+    theirs = GroupMediaDescription.decode_keyed(contents.sdp)
+    if theirs.key is None:
+        raise KeyingError("a private call without a key")
+    return theirs, theirs.key
 
 
 @dataclass(slots=True)
@@ -97,10 +109,10 @@ class PrivateCallFunction:
             self._refuse(session, decision.status, decision.warning_text, decision.because, now)
             return
         try:
-            theirs = GroupMediaDescription.decode(contents.sdp)
-            if contents.mikey is None or contents.info.temporary_group:
-                raise KeyingError("a private call has a key and no group")
-            key_id = self._check_key(i_message(contents.mikey), caller.user, target, now)
+            if contents.info.temporary_group:
+                raise KeyingError("a private call has no group")
+            theirs, key = private_key_of(contents)
+            key_id = self._check_key(i_message(key), caller.user, target, now)
         except (MikeyError, KeyingError) as error:
             self._refuse(session, 488, warning_text(136), f"I_MESSAGE for {target}: {error}", now)
             return
@@ -128,13 +140,16 @@ class PrivateCallFunction:
         for place in places:
             self._invite(call, place, contents.mikey, now)
 
-    def _invite(self, call: PrivateCallState, place: Destination, key: bytes, now: float) -> None:
+    def _invite(self, call: PrivateCallState, place: Destination, key: bytes | None, now: float) -> None:
+        """``key``: the key message of a part of its own. Each goes out where it came in, octet for octet."""
         info = McpttInfo(session_type=PRIVATE_SESSION, request_uri=place.user, calling_user_id=call.caller.user)
+        assert call.caller.theirs is not None
         parts = [
-            Part("application/sdp", self._offer(call).encode()),
+            Part("application/sdp", replace(self._offer(call), key=call.caller.theirs.key).encode()),
             Part(documents.MCPTT_INFO, info.encode()),
-            Part(MIKEY, key),
         ]
+        if key is not None:
+            parts.append(Part(MIKEY, key))
         content_type, body = build_multipart(parts, self._token)
         session = self.stack.invite(
             place.contact,

@@ -15,10 +15,10 @@ from mcptt_sip.mcptt.callerrors import RegroupFailed
 from mcptt_sip.mcptt.clientrequests import ORDINARY
 from mcptt_sip.mcptt.contents import Contents, read_contents, warning_header
 from mcptt_sip.mcptt.documents import McpttInfo
-from mcptt_sip.mcptt.keying import MIKEY, GroupTerms, KeyingError, i_message
+from mcptt_sip.mcptt.keying import GroupTerms, KeyingError, i_message
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.policy import warning_text
-from mcptt_sip.mcptt.privatecall import PRIVATE_SESSION
+from mcptt_sip.mcptt.privatecall import PRIVATE_SESSION, private_key_of
 from mcptt_sip.message import Response
 from mcptt_sip.outgoing import Cause
 from mcptt_sip.session import InviteSession
@@ -108,10 +108,9 @@ async def call_privately(client: McpttClient, user: str) -> PrivateCall:
     client.attach(call)
     info = McpttInfo(session_type=PRIVATE_SESSION, client_id=client.client_id)
     parts = [
-        Part("application/sdp", client.describe(media).encode()),
+        Part("application/sdp", client.describe(media, sealed.octets).encode()),
         Part(documents.MCPTT_INFO, info.encode()),
         Part(documents.RESOURCE_LISTS, documents.ResourceLists((user,)).encode(), RECIPIENT_LIST),
-        Part(MIKEY, sealed.octets),
     ]
     call.session = client.invite(call, parts, ORDINARY, list_=True)
     call.emit("calling", user=user, call_id=call.session.call_id)
@@ -133,7 +132,8 @@ class PrivateInvitation:
 
     client: McpttClient
     session: InviteSession
-    contents: Contents
+    #: where the server takes and gives media
+    theirs: GroupMediaDescription
     key: TransportKey
     caller: str
 
@@ -146,8 +146,7 @@ class PrivateInvitation:
         call.session = self.session
         self.session.context = call
         call.begin()
-        theirs = GroupMediaDescription.decode(self.contents.sdp)
-        media.connect(theirs.audio, theirs.floor)
+        media.connect(self.theirs.audio, self.theirs.floor)
         content_type, body = build_multipart(
             [Part("application/sdp", client.describe(media).encode())], client.token
         )
@@ -175,17 +174,17 @@ def read_private_invitation(client: McpttClient, session: InviteSession) -> Priv
     """
     contents = read_contents(session.request)
     info = contents.info
-    if contents.mikey is None or info.temporary_group or info.calling_group_id:
-        raise KeyingError("a private call has a key and no group")
+    if info.temporary_group or info.calling_group_id:
+        raise KeyingError("a private call has no group")
     if info.request_uri != client.uri or not info.calling_user_id:
         raise KeyingError(f"the invitation is for {info.request_uri}")
-    GroupMediaDescription.decode(contents.sdp)
+    theirs, key = private_key_of(contents)
     opened = unseal(
-        i_message(contents.mikey), sender_uri=info.calling_user_id, me=client.uri, keyring=client.keyring,
+        i_message(key), sender_uri=info.calling_user_id, me=client.uri, keyring=client.keyring,
         now=client.now(), replay=client.replay, expect_type=KeyType.PCK,
     )
     if dict(opened.srtp_policy) != PRIVATE_PROFILE:
         raise KeyingError("the signed media profile is not that of a private call")
     if not opened.key.expiry:
         raise KeyingError("the key of a private call must have an expiry")
-    return PrivateInvitation(client, session, contents, opened.key, info.calling_user_id)
+    return PrivateInvitation(client, session, theirs, opened.key, info.calling_user_id)

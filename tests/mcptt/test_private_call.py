@@ -4,17 +4,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mcptt_sip.body import Part
 from mcptt_sip.mcptt.callerrors import RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
+from mcptt_sip.mcptt.clientrequests import ClientRequests
 from mcptt_sip.mcptt.contents import read_contents
+from mcptt_sip.mcptt.keying import MIKEY
+from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
+from mcptt_sip.mcptt.participating import Destination
+from mcptt_sip.mcptt.privatecall import PrivateCallState, private_key_of
 from mcptt_sip.mcptt.privatecalling import PrivateCall, PrivateInvitation
 from mcptt_sip.ops.recording import samples_of
 from media.quality import score
-from mikey import KeyType, TransportKey, seal
+from mikey import KeyType, TransportKey, encode_text, seal
 from tests.security.town import PATIENCE, Town, Townsman, town, uri
 
 pytestmark = pytest.mark.network
@@ -156,14 +164,77 @@ async def test_another_key_message_than_the_callers_is_refused(lie: str, monkeyp
         assert sent is not None
         instead = {
             "another's": forged(mallory.client, KeyType.PCK), "group key": forged(alice.client, KeyType.GMK),
-            "replayed": read_contents(sent).mikey or b"",
+            "replayed": private_key_of(read_contents(sent))[1],
         }[lie]
         await first.leave()
         await bob.until("ended")
         function = here.server.service.private
         honest = function._invite
-        monkeypatch.setattr(function, "_invite", lambda call, place, _key, at: honest(call, place, instead, at))
+
+        def lying(call: PrivateCallState, place: Destination, part: bytes | None, at: float) -> None:
+            assert part is None and call.caller.theirs is not None
+            call.caller.theirs = replace(call.caller.theirs, key=instead)
+            honest(call, place, part, at)
+
+        monkeypatch.setattr(function, "_invite", lying)
         with pytest.raises(RegroupFailed) as refusal:
             await alice.client.private_call(uri("bob"))
         assert (refusal.value.status, (refusal.value.warning or "")[:3]) == (488, "136")
         assert bob.seen("invitation-refused") and not bob.client.calls
+
+
+async def test_the_key_message_travels_in_the_sdp_as_it_is() -> None:
+    """TS 24.379 11.1.1.2, RFC 4567: no part of its own, one ``a=key-mgmt`` of the audio, the same on both legs."""
+    async with town() as here:
+        _, _, mine, his = await two(here)
+        assert mine.session is not None and his.session is not None
+        lines = []
+        for session in (mine.session, his.session):
+            body = session.request.body
+            assert b"application/mikey" not in body
+            audio = body.partition(b"m=audio")[2].partition(b"m=application")[0]
+            lines.append([line for line in audio.splitlines() if line.startswith(b"a=key-mgmt:mikey ")])
+            assert body.count(b"a=key-mgmt") == 1
+        assert len(lines[0]) == 1 and lines[0] == lines[1]
+
+
+@pytest.mark.parametrize(
+    ("carriers", "goes"),
+    [("part", True), ("both", True), ("both, of which the part is base64", True), ("neither", False),
+     ("both, differing", False), ("twice in the SDP, differing", False)],
+)  # fmt: skip
+async def test_the_key_message_has_one_meaning(
+    carriers: str, goes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of its own is taken as well; two key messages that differ are none (rule 16)."""
+    async with town() as here:
+        alice, bob = await here.phones("alice", "bob")
+        answering(bob)
+        honest = ClientRequests.invite
+
+        def otherwise(self: ClientRequests, call: object, parts: list[Part], *rest: object, **more: object) -> object:
+            theirs = GroupMediaDescription.decode_keyed(parts[0].body)
+            key = theirs.key
+            assert key is not None
+            changed = bytes([*key[:-1], key[-1] ^ 1])
+            plain = replace(theirs, key=None).encode()
+            line = b"a=ptime"
+            sdp, part = {
+                "part": (plain, key), "both": (parts[0].body, key),
+                "both, of which the part is base64": (parts[0].body, base64.b64encode(key)), "neither": (plain, None),
+                "both, differing": (parts[0].body, changed),
+                "twice in the SDP, differing": (
+                    parts[0].body.replace(line, f"a=key-mgmt:{encode_text(changed)}\r\n".encode() + line), None,
+                ),
+            }[carriers]  # fmt: skip
+            parts = [Part("application/sdp", sdp), *parts[1:], *([Part(MIKEY, part)] if part is not None else [])]
+            return honest(self, call, parts, *rest, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(ClientRequests, "invite", otherwise)
+        if goes:
+            call = await alice.client.private_call(uri("bob"))
+            assert call.other == uri("bob") and bob.seen("joined")
+        else:
+            with pytest.raises(RegroupFailed) as refusal:
+                await alice.client.private_call(uri("bob"))
+            assert refusal.value.status == 488 and not bob.seen("invited-privately")

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from mcptt_sip.errors import RegistrationFailed
 from mcptt_sip.mcptt import documents, regroup
 from mcptt_sip.mcptt.callerrors import AddFailed, RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
+from mcptt_sip.mcptt.clientrequests import ClientRequests
 from mcptt_sip.mcptt.controlling import ControllingFunction
 from mcptt_sip.mcptt.groupcall import GroupCall
 from mcptt_sip.mcptt.initiated import InitiatedRegroup
@@ -128,6 +130,31 @@ async def test_rule_16_another_media_profile_ends_the_leg(name: str) -> None:
             await alice.client.start_regroup(uri("bob"))
         assert refusal.value.status == 488
         assert bob.seen("invitation-refused") and not bob.client.calls and not bob.seen("key")
+
+
+@pytest.mark.parametrize("repeated", [True, False])
+async def test_rule_16_key_management_in_sdp_may_repeat_the_key_message(
+    repeated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an initiator's INVITE: the same I_MESSAGE twice is one, another beside it is refused by the server."""
+    async with town() as here:
+        alice, bob = await here.phones("alice", "bob")
+        honest = ClientRequests.invite
+
+        def twice(self: ClientRequests, call: Any, parts: list[Part], *rest: Any, **more: Any) -> InviteSession:
+            theirs = GroupMediaDescription.decode(parts[0].body)
+            key = parts[-1].body if repeated else bytes([*parts[-1].body[:-1], parts[-1].body[-1] ^ 1])
+            return honest(self, call, [Part("application/sdp", replace(theirs, key=key).encode()), *parts[1:]],
+                          *rest, **more)  # fmt: skip
+
+        monkeypatch.setattr(ClientRequests, "invite", twice)
+        if repeated:
+            call = await alice.client.start_regroup(uri("bob"))
+            assert call.distribution.keyed() == {uri("bob")}
+        else:
+            with pytest.raises(RegroupFailed) as refusal:
+                await alice.client.start_regroup(uri("bob"))
+            assert refusal.value.status == 488 and not bob.seen("invited")
 
 
 class Unindicating(ControllingFunction):

@@ -170,7 +170,7 @@ def any_media_profile(patch: Patch) -> None:
     """SDP may say what it likes."""
     honest = GroupMediaDescription.decode
 
-    def careless(_cls: type[GroupMediaDescription], body: bytes) -> GroupMediaDescription:
+    def careless(_cls: type[GroupMediaDescription], body: bytes, **_: object) -> GroupMediaDescription:
         lines = [line for line in body.split(b"\r\n") if not line.startswith((b"a=crypto", b"a=key-", b"a=finger"))]
         return honest(b"\r\n".join(lines).replace(b"RTP/AVP", b"RTP/SAVP"))
 

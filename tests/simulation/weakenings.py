@@ -329,7 +329,7 @@ def any_sdp() -> Patch:
     """Takes a session description whatever protection it asks for."""
     decode = GroupMediaDescription.decode.__func__  # type: ignore[attr-defined]
 
-    def lenient(cls: type[GroupMediaDescription], body: bytes) -> GroupMediaDescription:
+    def lenient(cls: type[GroupMediaDescription], body: bytes, **_: object) -> GroupMediaDescription:
         lines = [line for line in body.splitlines() if not line.startswith(b"a=crypto")]
         return decode(cls, b"\r\n".join([*lines, b""]).replace(b"RTP/AVP", b"RTP/SAVP"))  # type: ignore[no-any-return]
 
