@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mcptt_sip.flow import Flow
 from mcptt_sip.message import Response
-from mcptt_sip.outgoing import ClientRequest
+from mcptt_sip.outgoing import Cause, ClientRequest
 from mcptt_sip.session_events import Due, SessionState
 
 if TYPE_CHECKING:
@@ -19,7 +19,13 @@ __all__ = ["ReInvite"]
 class ReInvite(ClientRequest):
     """An INVITE inside a session."""
 
-    __slots__ = ()
+    __slots__ = ("_abandoned",)
+    _abandoned: bool
+
+    def start(self, now: float) -> None:
+        """Send it."""
+        self._abandoned = False
+        super().start(now)
 
     def on_response(self, transaction: Any, response: Response, flow: Flow, now: float) -> None:
         """A response; 2xx may come several times."""
@@ -30,15 +36,34 @@ class ReInvite(ClientRequest):
             if again:
                 return
         elif response.status == 491 and session.pending_invite is self:
-            # 14.1: the owner of the Call-ID waits 2.1 to 4 s, the other 0 to 2 s, in steps of 10 ms
-            step = int.from_bytes(self._services.token()[:2], "big")
-            owner = session.dialog is not None and session.dialog.initiator
-            wait = 2.1 + step % 191 / 100 if owner else step % 201 / 100
-            session.start_timer(Due.GLARE, now + wait)
+            session.pending_invite, session.glared = None, self
+            self._wait(session, now)
             return
-        super().on_response(transaction, response, flow, now)
+        if not self._abandoned:
+            super().on_response(transaction, response, flow, now)
+
+    def on_failure(self, transaction: Any, cause: Cause, now: float) -> None:
+        """No final response."""
+        if not self._abandoned:
+            super().on_failure(transaction, cause, now)
+
+    def _wait(self, session: InviteSession, now: float) -> None:
+        """14.1: the owner of the Call-ID waits 2.1 to 4 s, the other 0 to 2 s, in steps of 10 ms."""
+        step = int.from_bytes(self._services.token()[:2], "big")
+        owner = session.dialog is not None and session.dialog.initiator
+        session.start_timer(Due.GLARE, now + (2.1 + step % 191 / 100 if owner else step % 201 / 100))
 
     def try_again(self, now: float) -> None:
-        """After a glare."""
-        if self.session.state is SessionState.CONFIRMED:
+        """After a glare: unless the peer's own change is under way, which comes first."""
+        session: InviteSession = self.session
+        if session.pending_invite is not None or session.pending_offer is not None:
+            self._wait(session, now)
+        elif session.state is SessionState.CONFIRMED:
+            session.pending_invite, session.glared = self, None
             self._retry(now)
+
+    def abandon(self, now: float) -> None:
+        """The session is over. A peer that said no more than 100 may never say anything else."""
+        self._abandoned = True
+        self._services.destroy_later(self.transaction, now)
+        self._finish(None, Cause.SESSION_OVER, now)

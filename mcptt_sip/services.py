@@ -28,6 +28,7 @@ class Cause(Enum):
     CANCELLED = "the caller cancelled"
     LOCAL_BYE = "this side said BYE"
     REMOTE_BYE = "the peer said BYE"
+    SESSION_OVER = "its session ended first"
     NO_ACK = "no ACK in 64*T1"
     NO_PRACK = "no PRACK in 64*T1"
     SESSION_EXPIRED = "the session timer ran out"

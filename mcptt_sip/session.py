@@ -76,6 +76,7 @@ class InviteSession:
         "credentials",
         "dialog",
         "dialogs",
+        "glared",
         "local_tag",
         "pending_invite",
         "pending_offer",
@@ -113,6 +114,8 @@ class InviteSession:
         self.prack_body: BodyHook | None = None
         #: the re-INVITE under way: a `ReInvite` of ours, or the server transaction of the peer's
         self.pending_invite: Any = None
+        #: the re-INVITE of ours that waits for its second try after a glare; the peer's has its turn
+        self.glared: ReInvite | None = None
         #: an UPDATE of the peer that awaits its answer
         self.pending_offer: Any = None
         self.scheduled: list[Any] | None = None
@@ -263,7 +266,7 @@ class InviteSession:
         491 makes it try again by itself after the time of 14.1."""
         if self.state is not SessionState.CONFIRMED:
             raise LocalProtocolError("only a confirmed session is changed")
-        if self.pending_invite is not None:
+        if self.pending_invite is not None or self.glared is not None:
             raise LocalProtocolError("another re-INVITE is under way")
         request = self._request("INVITE", headers, body, content_type)
         sent = ReInvite(
@@ -387,10 +390,8 @@ class InviteSession:
 
     def offer_answered(self, transaction: Any) -> None:
         """The application has answered a re-INVITE or UPDATE of the peer."""
-        if self.pending_invite is transaction:
-            self.pending_invite = None
-        if self.pending_offer is transaction:
-            self.pending_offer = None
+        self.pending_invite = None if self.pending_invite is transaction else self.pending_invite
+        self.pending_offer = None if self.pending_offer is transaction else self.pending_offer
 
     # --- inside
 
@@ -452,7 +453,7 @@ class InviteSession:
         """RFC 4028 7.4: by UPDATE where the peer allows it, else by a re-INVITE with the same description."""
         if self.state is not SessionState.CONFIRMED:
             return
-        if self.pending_invite is not None:
+        if self.pending_invite is not None or self.glared is not None:
             self.start_timer(Due.REFRESH, now + 1.0)
             return
         if self._sdp is None:
@@ -476,8 +477,7 @@ class InviteSession:
             self._due.pop(due, None)
 
     def _timer_fired(self, due: Due, now: float) -> None:
-        if due is Due.SUCCESS_AGAIN and self._unacknowledged is not None:
-            waiting = self._unacknowledged
+        if due is Due.SUCCESS_AGAIN and (waiting := self._unacknowledged) is not None:
             waiting.send()
             waiting.interval = min(2 * waiting.interval, self._services.settings.timers.t2)
             self.start_timer(due, now + waiting.interval)
@@ -489,8 +489,8 @@ class InviteSession:
             self._refresh(now)
         elif due is Due.EXPIRE:
             self.bye(now, headers=[("Reason", 'SIP;cause=408;text="Session expired"')], cause=Cause.SESSION_EXPIRED)
-        elif due is Due.GLARE and isinstance(self.pending_invite, ReInvite):
-            self.pending_invite.try_again(now)
+        elif due is Due.GLARE and self.glared is not None:
+            self.glared.try_again(now)
 
     def _step(self, on: Happens, argument: Any, now: float, *, local: bool = False) -> None:
         row = self.TABLE.get((self.state, on))
@@ -537,11 +537,14 @@ class InviteSession:
         self._services.emit(Ended(self, farewell.cause, None))
 
     def _refuse_pending(self, now: float) -> None:
-        """BYE: pending requests of the peer get 487 (15.1.2)."""
-        for pending in (self.pending_invite, self.pending_offer):
-            if pending is not None and not isinstance(pending, ClientRequest) and pending.request is not None:
+        """The end: pending requests of the peer get 487 (15.1.2), and of a change of ours nothing will come."""
+        left = (self.pending_invite, self.pending_offer, self.glared)
+        self.pending_invite = self.pending_offer = self.glared = None
+        for pending in left:
+            if isinstance(pending, ReInvite):
+                pending.abandon(now)
+            elif pending is not None and pending.request is not None:
                 self._services.answer(pending, pending.request.response(487), now)
-        self.pending_invite = self.pending_offer = None
 
     def _confirm_again(self, request: Request, now: float) -> None:
         """The ACK of a re-INVITE."""
@@ -553,9 +556,6 @@ class InviteSession:
 
     def _release(self, now: float) -> None:
         """Let go of the dialogs."""
-        if isinstance(self.pending_invite, ClientRequest):
-            # a peer that said no more than 100 may never say anything else
-            self._services.destroy_later(self.pending_invite.transaction, now)
         self._refuse_pending(now)
         self._due.clear()
         self._services.watch(self)
