@@ -34,7 +34,7 @@ from media.errors import (
 )
 from media.figures import member_figures
 from media.floor_channel import FloorChannel
-from media.floor_messages import FloorMessage
+from media.floor_messages import FloorIndicator, FloorMessage
 from media.playout import Playout
 from media.reception import Impersonated, Reception, ReceptionSettings
 from media.rtp import RtpPacket, random_ssrc
@@ -198,9 +198,17 @@ class MemberMedia:
             self._keepalive_due = now
         self._advance()
 
+    def is_connected(self, audio: Address, floor: Address) -> bool:
+        """Whether these are the server's addresses."""
+        return (self._audio_peer, self._floor_peer) == (audio, floor)
+
     def set_csk(self, key: SrtpKey) -> None:
         """The key of floor control between this member and the server (4-octet MKI), both ways."""
         self._channel.set_csk(key)
+
+    def declare(self, urgency: FloorIndicator) -> None:
+        """This user's requests are of the emergency or imminent peril that he declared; 0: of neither any more."""
+        self._channel.declare(urgency)
 
     def arbitrate(self, order: Sequence[str], members: Sequence[str] = ()) -> None:
         """Members arbitrate, in this order (the key's signer, then his deputies), over a server that reads nothing.

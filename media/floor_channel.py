@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from media.errors import SrtpError
+from media.floor_fields import URGENT, FloorIndicator
 from media.floor_members import MemberFloor, MemberFloorSettings
 from media.floor_messages import FloorMessage, decode_all
 from media.floor_participant import Event, FloorParticipant, ParticipantSettings, ParticipantState
@@ -64,6 +65,11 @@ class FloorChannel:
             self.user, order, self.ssrc, settings=settings or MemberFloorSettings(participant=self._settings)
         )
         self._receiver, self._sender = SrtpReceiver(self._find_key, GROUP, own_ssrcs={self.ssrc}), None
+
+    def declare(self, urgency: FloorIndicator) -> None:
+        """What this member's own requests say of the call (0: nothing). Where members arbitrate they say nothing of it:
+        what a call is, is the server's word, and the server has none in their floor (security rule 19)."""
+        self._server.indicator = self._server.indicator & ~URGENT | urgency
 
     def set_group_key(self, key: SrtpKey | None) -> None:
         """What this member sends under in the group."""

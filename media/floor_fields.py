@@ -81,6 +81,10 @@ class FloorIndicator(IntFlag):
     MULTI_TALKER = 0x0080
 
 
+#: what a call may be declared to be while it goes on
+URGENT = FloorIndicator.EMERGENCY | FloorIndicator.IMMINENT_PERIL
+
+
 class DenyCause(IntEnum):
     """Reject Cause in Floor Deny (8.2.6.2)."""
 

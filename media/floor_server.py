@@ -18,11 +18,12 @@ goes in by methods with ``now`` (seconds of any one clock); messages come out of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from media import floor_towards
+from media.floor_fields import URGENT
 from media.floor_messages import (
     DenyCause,
     FloorGranted,
@@ -137,7 +138,7 @@ class FloorControlServer:
     """The floor of one call.
 
     :param ssrc_of: the server's own SSRC in floor messages towards a participant
-    :param indicator: what every message says of the call; may be changed while the call goes on
+    :param indicator: what every message says of the call; :meth:`declare` changes it while the call goes on
     :param everyone_hears: messages reach all participants alike (a member arbitrates): what is meant for one names
         him in its User ID, what all are to know is said once, to :data:`EVERYONE`
     """
@@ -167,6 +168,8 @@ class FloorControlServer:
         self._retry_after: dict[str, float] = {}
         self._request: Request | None = None
         self._events: list[Event] = []
+        #: who declared the emergency or peril that the indicator tells of
+        self._declared_by: frozenset[str] = frozenset()
 
     # --- who is there ---------------------------------------------------------------------------------
 
@@ -246,8 +249,8 @@ class FloorControlServer:
         member = towards.member
         match message:
             case FloorRequest():
-                emergency = FloorIndicator.EMERGENCY | FloorIndicator.IMMINENT_PERIL
-                urgent = bool((message.indicator or FloorIndicator(0)) & self.indicator & emergency)
+                said = (message.indicator or FloorIndicator(0)) & self.indicator & URGENT
+                urgent = bool(said) and participant in self._declared_by
                 priority = min(message.priority or 0, member.priority)
                 towards.receive(message, Request(member, priority, urgent), now)
             case FloorRevokeRequest():
@@ -314,12 +317,14 @@ class FloorControlServer:
 
     @property
     def indicator(self) -> FloorIndicator:
-        """What every message says of the call; an emergency changes it."""
+        """What every message says of the call."""
         return self._words.indicator
 
-    @indicator.setter
-    def indicator(self, indicator: FloorIndicator) -> None:
-        self._words.indicator = indicator
+    def declare(self, urgency: FloorIndicator, by: Collection[str] = ()) -> None:
+        """The call is an emergency or imminent peril call from now on, or (0) neither. The requests of those by whose
+        word it is, when they say so too, go before others; nobody else's do, whatever they say."""
+        self._words.indicator = self._words.indicator & ~URGENT | urgency
+        self._declared_by = frozenset(by)
 
     # --- the table's driver ---------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,6 +177,10 @@ class GroupRelay:
     def bind(self, participant: str, guk_id: int) -> None:
         """A further GUK-ID under which the participant will send, after a new group key."""
         self._relay.bind(participant, guk_id)
+
+    def declare(self, urgency: FloorIndicator, by: Collection[str] = ()) -> None:
+        """See :meth:`.FloorControlServer.declare`."""
+        self._arbiter.declare(urgency, by)
 
     def remove_leg(self, participant: str) -> None:
         """A member is out: nothing goes to him any more, his floor is free."""

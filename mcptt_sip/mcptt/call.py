@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from mcptt_sip.errors import SipError
 from mcptt_sip.incoming import ServerRequest
-from mcptt_sip.mcptt.callerrors import NotADeputy
-from mcptt_sip.mcptt.contents import Contents
+from mcptt_sip.mcptt.callerrors import ChangeRefused, NotADeputy
+from mcptt_sip.mcptt.contents import Contents, warning_of
+from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.groupkeys import GroupKeys
 from mcptt_sip.mcptt.invitation import open_group_key
 from mcptt_sip.mcptt.keying import ACKNOWLEDGEMENT, INSTALLED, REVOKED, AcknowledgementError, GroupTerms, acknowledge
+from mcptt_sip.mcptt.mediadescription import INDICATED, GroupMediaDescription, MediaRefused
 from mcptt_sip.mcptt.memberlist import MemberList, MemberListError, read_members
+from mcptt_sip.mcptt.policy import Urgency
 from mcptt_sip.mcptt.talkbursts import Listening, TalkBurst
+from mcptt_sip.mcptt.urgency import change, statement
 from mcptt_sip.message import Request
 from mcptt_sip.outgoing import Cause
 from mcptt_sip.session import InviteSession
@@ -91,6 +95,8 @@ class Regroup:
         self.ended = asyncio.Event()
         #: the newest :data:`MAX_EVENTS`
         self.events: asyncio.Queue[RegroupEvent] = asyncio.Queue(MAX_EVENTS)
+        #: what the server says of the call
+        self.urgency = Urgency.NORMAL
         #: the newest list of members that the key's signer signed
         self.member_list: MemberList | None = None
         self._listening: set[Listening] = set()
@@ -300,6 +306,48 @@ class Regroup:
         if self.me not in self.terms.deputies:
             raise NotADeputy(f"{self.me} is not among the deputies that {self.initiator} signed for")
         return await self.client.succeed(self, users)
+
+    # --- urgency --------------------------------------------------------------------------------------
+
+    async def declare(self, urgency: Urgency) -> None:
+        """Makes the running call an emergency or imminent peril call, or takes that back (24.379 10.1.1.2.1.3, .4).
+
+        From then on this user's floor requests go before others. Raises
+        :class:`~mcptt_sip.mcptt.callerrors.ChangeRefused` when he may not.
+        """
+        emergency, peril = statement(urgency, self.urgency)
+        info = McpttInfo(
+            session_type="prearranged", request_uri=self.group, client_id=self.client.client_id, emergency=emergency,
+            imminent_peril=peril,
+        )
+        response = await self.client.change(self, info, urgency)
+        if response is None or response.status >= 300:
+            status, warning = (None, None) if response is None else (response.status, warning_of(response))
+            raise ChangeRefused(f"the call was not made {urgency.value}", status, warning)
+        self.media.declare(INDICATED[urgency])
+        self._is_now(urgency, self.me)
+
+    def on_change(self, incoming: ServerRequest, contents: Contents) -> None:
+        """The server's re-INVITE: what the call is from now on. Its media stays where it is."""
+        now = self.client.now()
+        try:
+            theirs, urgency = GroupMediaDescription.decode(contents.sdp), change(contents.info, self.urgency)
+            if not self.media.is_connected(theirs.audio, theirs.floor):
+                raise MediaRefused("the call's media does not move")
+        except SipError as error:
+            log.warning("group=%s change refused: %s", self.group, error)
+            incoming.respond(488, now=now)
+            return
+        body = self.client.describe(self.media).encode()
+        incoming.respond(200, body=body, content_type="application/sdp", now=now)
+        if urgency is not None:
+            if urgency is not self.urgency:
+                self.media.declare(INDICATED[Urgency.NORMAL])
+            self._is_now(urgency, contents.info.calling_user_id)
+
+    def _is_now(self, urgency: Urgency, user: str | None) -> None:
+        self.urgency = urgency
+        self.emit("urgency", urgency=urgency.value, user=user)
 
     # --- floor and media ------------------------------------------------------------------------------
 

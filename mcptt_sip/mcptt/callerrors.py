@@ -43,5 +43,14 @@ class NotRekeyed(SipError):
         self.users = users
 
 
+class ChangeRefused(SipError):
+    """The server does not change the running call; it goes on as it was."""
+
+    def __init__(self, what: str, status: int | None, warning: str | None = None) -> None:
+        super().__init__(f"{what}: {status or 'no answer'}" + (f" ({warning})" if warning else ""))
+        self.status = status
+        self.warning = warning
+
+
 class NotADeputy(SipError):
     """Only the initiator, and when he is lost a deputy whom he signed for, makes keys for the group."""

@@ -16,6 +16,7 @@ from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.groupcall import ControllingSettings, Refusal
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.policy import Commencement, Urgency, warning_text
+from mcptt_sip.mcptt.urgency import urgency_of
 from mcptt_sip.message import Request
 from mcptt_sip.uri import SipUri
 
@@ -121,13 +122,9 @@ def _group(info: McpttInfo, settings: ControllingSettings) -> str:
 
 
 def _urgency(info: McpttInfo) -> Urgency:
-    if info.emergency and info.imminent_peril:
-        raise Refusal(403, warning_text(150), "emergency and imminent peril, both")
     if info.alert and not info.emergency:
         raise Refusal(403, warning_text(150), "an alert without an emergency")
-    if info.emergency:
-        return Urgency.EMERGENCY
-    return Urgency.IMMINENT_PERIL if info.imminent_peril else Urgency.NORMAL
+    return urgency_of(info)
 
 
 def _commencements(request: Request, default: Commencement) -> tuple[Commencement, ...]:

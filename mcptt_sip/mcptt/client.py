@@ -385,9 +385,10 @@ class McpttClient(ClientRequests):
         regroup.session = invitation.session
         contacts = invitation.session.request.headers.contact
         regroup.session_identity = str(contacts[0].uri) if contacts else None
-        invitation.session.context = regroup
+        invitation.session.context, invitation.session.credentials = regroup, self.credentials
         try:
             regroup.arbitrate()
+            regroup.urgency = invitation.urgency
             regroup.install(invitation.opened.key, invitation.opened.timestamp)
             media.connect(invitation.theirs.audio, invitation.theirs.floor)
             parts = [Part("application/sdp", self.describe(media).encode())]
@@ -474,7 +475,7 @@ class McpttClient(ClientRequests):
         if method == "OPTIONS":
             incoming.respond(200, now=self.now())
             return
-        if method not in ("MESSAGE", "INFO") or not isinstance(regroup, Regroup):
+        if method not in ("MESSAGE", "INFO", "INVITE", "UPDATE") or not isinstance(regroup, Regroup):
             incoming.respond(403 if method in ("MESSAGE", "INFO") else 405, now=self.now())
             return
         try:
@@ -482,7 +483,9 @@ class McpttClient(ClientRequests):
         except SipError as error:
             incoming.respond(getattr(error, "status", 400), now=self.now())
             return
-        if contents.mikey is not None and method == "MESSAGE":
+        if method in ("INVITE", "UPDATE"):
+            regroup.on_change(incoming, contents)
+        elif contents.mikey is not None and method == "MESSAGE":
             regroup.on_key_message(incoming, contents)
         elif contents.member_list is not None and method == "MESSAGE":
             regroup.on_member_list(contents.member_list)

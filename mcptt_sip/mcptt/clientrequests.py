@@ -18,12 +18,14 @@ from mcptt_sip.mcptt.call import Regroup
 from mcptt_sip.mcptt.callerrors import RegroupFailed
 from mcptt_sip.mcptt.contents import CLIENT_HEADERS, INFO_PACKAGE, SipFragment, warning_of
 from mcptt_sip.mcptt.documents import McpttInfo
+from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.policy import Commencement, Urgency
 from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import Cause, ClientRequest
 from mcptt_sip.session import InviteSession
 from mcptt_sip.stack import SipStack
 from mcptt_sip.subscription import Notified, Subscription
+from media.endpoint import MemberMedia
 
 if TYPE_CHECKING:
     from mcptt_sip.mcptt.client import ClientSettings
@@ -77,6 +79,10 @@ class ClientRequests(ABC):
     @abstractmethod
     def transmit(self) -> None:
         """Lets the edge send what the stack has to say."""
+
+    @abstractmethod
+    def describe(self, media: MemberMedia, key: bytes | None = None) -> GroupMediaDescription:
+        """The SDP of this end of a call; ``key`` is a private call's key message."""
 
     def token(self) -> bytes:
         return self.random(8)
@@ -147,6 +153,22 @@ class ClientRequests(ABC):
         try:
             request = regroup.session.send(method, body=body, content_type=content_type, now=self.now())
         except LocalProtocolError:  # there is no dialog yet, or none any more
+            return None
+        return await self._final(request)
+
+    async def change(self, regroup: Regroup, info: McpttInfo, urgency: Urgency) -> Response | None:
+        """A re-INVITE that changes what the call is; ``None`` when no answer came, or there is no dialog."""
+        if regroup.session is None:
+            return None
+        sdp = self.describe(regroup.media).encode()
+        content_type, body = build_multipart(
+            [Part("application/sdp", sdp), Part(documents.MCPTT_INFO, info.encode())], self.token
+        )
+        headers = [*CLIENT_HEADERS, ("Resource-Priority", PRIORITY[urgency])]
+        try:
+            request = regroup.session.reinvite(headers=headers, body=body, content_type=content_type, now=self.now())
+        except LocalProtocolError as error:
+            log.info("group=%s re-INVITE: %s", regroup.group, error)
             return None
         return await self._final(request)
 

@@ -44,11 +44,12 @@ from mcptt_sip.mcptt.keymessages import KeyMessages
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription, MediaRefused
 from mcptt_sip.mcptt.memberinvite import compose_invite
 from mcptt_sip.mcptt.participating import Destination
-from mcptt_sip.mcptt.policy import Policy, warning_text
+from mcptt_sip.mcptt.policy import Policy, Urgency, warning_text
 from mcptt_sip.mcptt.referral import accept_referral, notify_outcome, read_referral
 from mcptt_sip.mcptt.regroup import RegroupSettings, TemporaryGroupCall
 from mcptt_sip.mcptt.returning import Returning
 from mcptt_sip.mcptt.roster import Roster
+from mcptt_sip.mcptt.urgency import UrgencyChanges, urgency_of
 from mcptt_sip.mcptt.userprofile import UserProfile
 from mcptt_sip.outgoing import Cause
 from mcptt_sip.session import InviteSession
@@ -101,6 +102,10 @@ class ControllingFunction:
         self.key_messages = KeyMessages(settings.domain, check_key, token)
         self.conference = ConferencePackage(settings.domain, self.call_of)
         self.returning = Returning(settings.domain, self.calls.get, self._left_behind)
+        self.urgency = UrgencyChanges(
+            settings, policy=policy, token=token, offer=lambda leg: self._offer(leg.call, leg.destination),
+            observe=observe,
+        )
         self._media = media
         self._token = token
 
@@ -120,7 +125,7 @@ class ControllingFunction:
             self._refuse(session, refusal_of(error), now)
             return
         leg = Leg(call, caller.user, session, caller, initiator=True, theirs=request.theirs)
-        leg.guk_id = request.initiator_guk_id
+        leg.guk_id, leg.told = request.initiator_guk_id, request.urgency
         session.context = leg
         call.legs[caller.user] = leg
         log.info(
@@ -145,13 +150,15 @@ class ControllingFunction:
         """The call exists from here on."""
         call.commencement, call.urgency, call.alert = admitted.commencement, request.urgency, admitted.alert
         call.deputies, call.signer = request.deputies, call.initiator
+        call.declared_by = {call.initiator} if call.urgency is not Urgency.NORMAL else set()
         if request.alert and not call.alert:
             call.after_ack.append(McpttInfo(calling_group_id=call.group, alert=False))
         try:
             if request.floor_by_members:
                 call.media = self._media.open_unread(call.group)
             else:
-                call.media = self._media.open(call.group, call.urgency, call.machine.settings.max_silence)
+                call.media = self._media.open(call.group, call.machine.settings.max_silence)
+            call.media.declare(call.urgency, call.declared_by)
         except OSError as error:
             raise self._admission.congestion(f"no media: {error}") from error
         self.calls[call.group] = call
@@ -174,7 +181,7 @@ class ControllingFunction:
             raise Refusal(403, warning_text(121), f"{caller.user} cannot join {call.group} by INVITE")
         contents = read_contents(session.request)
         leg = Leg(call, caller.user, session, caller, initiator=True, guk_id=contents.info.initiator_guk_id or 0)
-        leg.theirs = GroupMediaDescription.decode(contents.sdp)
+        leg.theirs, leg.told = GroupMediaDescription.decode(contents.sdp), urgency_of(contents.info)
         if (old := call.legs.get(caller.user)) is not None:
             self._hang_up(old, now, "taken over by another device")
         session.context = leg
@@ -225,7 +232,7 @@ class ControllingFunction:
                 destination.contact, from_=f"<{call.group}>", to=f"<{order.user}>", headers=invite.headers,
                 body=invite.body, content_type=invite.content_type, now=now, flow=destination.flow,
             )
-            leg = Leg(call, order.user, session, destination, guk_id=guk_id, key_from=signer)
+            leg = Leg(call, order.user, session, destination, guk_id=guk_id, key_from=signer, told=call.urgency)
             session.context = leg
             fork.legs.append(leg)
             log.info("call-id=%s group=%s step=4 user=%s invited", session.call_id, call.group, order.user)
@@ -262,6 +269,7 @@ class ControllingFunction:
         acknowledgement = offered[0] if len(offered) == 1 else None
         call.machine.accepted(leg.user, acknowledgement, now)
         self._carry_out(call, now)
+        self.urgency.tell(leg, now)
 
     def _not_selected(self, leg: Leg, now: float) -> None:
         """CANCEL, or BYE when his 200 was faster (security rule 21)."""
@@ -310,18 +318,25 @@ class ControllingFunction:
 
     def confirmed(self, leg: Leg, now: float) -> None:
         """The ACK: what had to wait for it is sent to the initiator."""
+        self.urgency.tell(leg, now)
         waiting, leg.call.after_ack = leg.call.after_ack, []
         for info in waiting if leg.initiator else ():
             self._inform(leg, documents.MCPTT_INFO, info.encode(), now)
 
     def changed(self, incoming: ServerRequest, leg: Leg, now: float) -> None:
-        """A re-INVITE or UPDATE with an offer in a leg: a refresh, or another place for his media."""
+        """A re-INVITE or UPDATE with an offer in a leg: a refresh, another place for his media, another urgency."""
         try:
-            theirs = GroupMediaDescription.decode(read_contents(incoming.request).sdp)
+            contents = read_contents(incoming.request)
+            theirs, urgency = GroupMediaDescription.decode(contents.sdp), self.urgency.asked(leg, contents.info)
             if theirs != leg.theirs:
                 self._leave_media(leg)
                 leg.theirs = theirs
                 self._join_media(leg)
+        except Refusal as refusal:
+            log.info("group=%s user=%s change refused: %s", leg.call.group, leg.user, refusal)
+            headers, (body, kind) = self._refusal_headers(refusal), _stated(refusal)
+            incoming.respond(refusal.status, headers=headers, body=body, content_type=kind, now=now)
+            return
         except (SipError, ValueError) as error:
             log.info("group=%s user=%s change refused: %s", leg.call.group, leg.user, error)
             incoming.respond(488, headers=self._warning(None, str(error)), now=now)
@@ -330,6 +345,8 @@ class ControllingFunction:
             200, headers=self._contact(leg.call), body=self._offer(leg.call, leg.destination).encode(),
             content_type="application/sdp", now=now,
         )
+        if urgency is not None:
+            self.urgency.take(leg, urgency, now)
 
     def media_silent(self, group: str, now: float) -> None:
         """T4: nobody has talked for as long as the settings allow."""
@@ -522,9 +539,11 @@ class ControllingFunction:
         due = [call.machine.next_timer() for call in self.calls.values()]
         for call in self.calls.values():
             due += [call.roster.due, call.members_due]
+        due += self.urgency.due()
         return min((at for at in due if at is not None), default=None)
 
     def handle_timer(self, now: float) -> None:
+        self.urgency.handle_timer(now)
         for call in list(self.calls.values()):
             call.machine.handle_timer(now)
             self._carry_out(call, now)
@@ -567,9 +586,12 @@ class ControllingFunction:
     def _refuse(self, session: InviteSession, refusal: Refusal, now: float) -> None:
         log.info("call-id=%s refused status=%d: %s", session.call_id, refusal.status, refusal)
         self._observe("refused", {"call_id": session.call_id, "status": refusal.status, "because": str(refusal)})
-        body, content_type = b"", None
-        if refusal.info is not None:
-            body, content_type = refusal.info.encode(), documents.MCPTT_INFO
+        body, content_type = _stated(refusal)
         session.reject(
             refusal.status, headers=self._refusal_headers(refusal), body=body, content_type=content_type, now=now
         )
+
+
+def _stated(refusal: Refusal) -> tuple[bytes, str | None]:
+    """The body of a refusal, and its type."""
+    return (b"", None) if refusal.info is None else (refusal.info.encode(), documents.MCPTT_INFO)

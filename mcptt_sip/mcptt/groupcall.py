@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -33,12 +33,16 @@ class GroupMedia(Protocol):
         ...
 
     def bind(self, user: str, guk_id: int) -> None: ...
+    def declare(self, urgency: Urgency, by: Collection[str]) -> None:
+        """What the call is from now on, by whose word: their floor requests that say so too go before others."""
+        ...
+
     def remove_leg(self, user: str) -> None: ...
     def close(self) -> None: ...
 
 
 class MediaPlane(Protocol):
-    def open(self, group: str, urgency: Urgency, max_silence: float) -> GroupMedia:
+    def open(self, group: str, max_silence: float) -> GroupMedia:
         """Raises ``OSError`` when there are no resources. After ``max_silence`` seconds (0: never) without a talker
         the controlling function is told."""
         ...
@@ -81,6 +85,8 @@ class Leg:
     key_from: str | None = None
     #: MESSAGEs to him, from the first one on
     outbox: Outbox | None = None
+    #: what he takes the call for
+    told: Urgency = Urgency.NORMAL
 
 
 #: challenges, missing extensions, session intervals and glare concern one hop (RFC 3261 21.4, RFC 4028 6)
@@ -132,6 +138,9 @@ class GroupCall:
     acknowledgement: str = "none"
     commencement: Commencement = Commencement.AUTOMATIC
     urgency: Urgency = Urgency.NORMAL
+    #: by whose word it is an emergency or imminent peril call, and who changed that last
+    declared_by: set[str] = field(default_factory=set)
+    urgency_by: str | None = None
     alert: bool = False
     #: INFO bodies for the initiator that wait for his ACK
     after_ack: list[McpttInfo] = field(default_factory=list)

@@ -18,7 +18,7 @@ from mcptt_sip.mcptt.directing import DirectedRegroup
 from mcptt_sip.mcptt.distribution import KeyDistribution
 from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.keying import MIKEY
-from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
+from mcptt_sip.mcptt.mediadescription import INDICATED, GroupMediaDescription
 from mcptt_sip.mcptt.policy import Urgency
 from mcptt_sip.message import Response
 from mcptt_sip.outgoing import Cause
@@ -74,6 +74,7 @@ class InitiatedRegroup(DirectedRegroup):
             raise RegroupFailed("the server answered for another group")
         theirs = GroupMediaDescription.decode(contents.sdp)
         self.media.connect(theirs.audio, theirs.floor)
+        self._is_declared()
         for octets in contents.acknowledgements:
             self.on_acknowledgement(octets)
         if self.terms.acknowledgement == "required":
@@ -81,6 +82,10 @@ class InitiatedRegroup(DirectedRegroup):
         self._refresh = asyncio.ensure_future(self._keep_fresh())
         self._tell_members()
         self.emit("established", keyed=sorted(self.distribution.keyed()), warning=warning_of(response))
+
+    def _is_declared(self) -> None:
+        self.urgency = self.options.urgency
+        self.media.declare(INDICATED[self.urgency])
 
     def _info(self) -> McpttInfo:
         """What the server is told of the call; members believe only the signed text of their I_MESSAGE."""
@@ -148,6 +153,7 @@ class InitiatedRegroup(DirectedRegroup):
         response = await self._answer
         theirs = GroupMediaDescription.decode(self.client.contents_of(response).sdp)
         self.media.connect(theirs.audio, theirs.floor)
+        self._is_declared()
         self._refresh = asyncio.ensure_future(self._keep_fresh())
         self.emit("established", keyed=[], warning=warning_of(response))
         await self._distribute(generation)

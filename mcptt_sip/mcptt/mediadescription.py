@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 from mcptt_sip.errors import SipError
 from mcptt_sip.mcptt.keying import i_message
+from mcptt_sip.mcptt.policy import Urgency
 from media.errors import SdpError
+from media.floor_messages import FloorIndicator
 from media.rtp import NTP_64
 from media.sdp import McpttFmtp, MediaDescription, SessionDescription
 from mikey import MikeyError
@@ -24,6 +26,12 @@ Address = tuple[str, int]
 #: the only codec of this version: Opus for speech, mono (RFC 7587)
 OPUS = 96
 NTP_EXTENSION = 1
+#: what floor messages say of a call (24.380 8.2.3.13)
+INDICATED = {
+    Urgency.NORMAL: FloorIndicator(0),
+    Urgency.IMMINENT_PERIL: FloorIndicator.IMMINENT_PERIL,
+    Urgency.EMERGENCY: FloorIndicator.EMERGENCY,
+}
 
 
 class MediaRefused(SipError):

@@ -129,6 +129,8 @@ class Question:
     urgency: Urgency = Urgency.NORMAL
     load: Load = Load()
     target_load: Load = Load()
+    #: what the running call is, when its urgency is to be another one
+    replacing: Urgency = Urgency.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,37 @@ class Finding:
 
 _NOBODY = UserProfile("")
 
+#: what a call may be declared to be
+_DECLARING: tuple[Rule, ...] = (
+    Rule(
+        "allow-emergency-group-call", 100, lambda q, a, b: a.allow_emergency_group_call,
+        "{caller}: allow-emergency-group-call is not true", "user authorisation",
+        when=lambda q: q.urgency is Urgency.EMERGENCY,
+    ),
+    Rule(
+        "allow-imminent-peril-call", 100, lambda q, a, b: a.allow_imminent_peril_call,
+        "{caller}: allow-imminent-peril-call is not true", "user authorisation",
+        when=lambda q: q.urgency is Urgency.IMMINENT_PERIL,
+    ),
+)
+
+#: the same of a running call; what it was declared to be is taken back by who declared it (the target), or by right
+CHANGING: tuple[Rule, ...] = (
+    Rule("the caller has a profile", 141, lambda q, a, b: q.calling is not None, "{caller} has no profile"),
+    *_DECLARING,
+    Rule(
+        "allow-cancel-group-emergency", 100,
+        lambda q, a, b: q.caller == q.target or a.allow_cancel_group_emergency,
+        "{caller}: allow-cancel-group-emergency is not true", "user authorisation",
+        when=lambda q: q.replacing is Urgency.EMERGENCY and q.urgency is not Urgency.EMERGENCY,
+    ),
+    Rule(
+        "allow-cancel-imminent-peril", 100, lambda q, a, b: q.caller == q.target or a.allow_cancel_imminent_peril,
+        "{caller}: allow-cancel-imminent-peril is not true", "user authorisation",
+        when=lambda q: q.replacing is Urgency.IMMINENT_PERIL and q.urgency is Urgency.NORMAL,
+    ),
+)
+
 #: step 2 for the INVITE: the rights and limits of the initiator himself
 STARTING: tuple[Rule, ...] = (
     Rule("the caller has a profile", 141, lambda q, a, b: q.calling is not None, "{caller} has no profile"),
@@ -186,16 +219,7 @@ STARTING: tuple[Rule, ...] = (
         "allow-force-auto-answer", 143, lambda q, a, b: a.allow_force_auto_answer,
         "{caller}: allow-force-auto-answer is not true", when=lambda q: q.commencement is Commencement.FORCED,
     ),
-    Rule(
-        "allow-emergency-group-call", 100, lambda q, a, b: a.allow_emergency_group_call,
-        "{caller}: allow-emergency-group-call is not true", "user authorisation",
-        when=lambda q: q.urgency is Urgency.EMERGENCY,
-    ),
-    Rule(
-        "allow-imminent-peril-call", 100, lambda q, a, b: a.allow_imminent_peril_call,
-        "{caller}: allow-imminent-peril-call is not true", "user authorisation",
-        when=lambda q: q.urgency is Urgency.IMMINENT_PERIL,
-    ),
+    *_DECLARING,
 )
 
 #: step 2 for the INVITE's target and again for every REFER: may this user be keyed and called by that one?
@@ -335,6 +359,16 @@ class Policy:
     def may_add(self, question: Question) -> Decision:
         """Step 2 for every REFER: may this user be keyed and called by that one?"""
         return decide(CALLING, question)
+
+    def may_change_urgency(self, user: str, declared_by: str, replacing: Urgency, urgency: Urgency) -> Decision:
+        """May ``user`` make a running call, ``replacing`` by the word of ``declared_by``, one of ``urgency``?"""
+        profiles = self.profiles
+        return decide(
+            CHANGING,
+            Question(
+                user, declared_by, profiles.get(user), profiles.get(declared_by), urgency=urgency, replacing=replacing
+            ),
+        )
 
     def explain(self, question: Question) -> list[Finding]:
         """Every rule for an INVITE, whether it refuses or not."""

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.errors import SipError
+from mcptt_sip.incoming import ServerRequest
 from mcptt_sip.mcptt import documents
-from mcptt_sip.mcptt.contents import SERVER_HEADERS, Contents, Headers, warning_header
+from mcptt_sip.mcptt.contents import SERVER_HEADERS, Contents, Headers, read_contents, warning_header
 from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.groupcall import ControllingSettings, GroupMedia, KeyMessageCheck, MediaPlane, Observer
 from mcptt_sip.mcptt.keying import MIKEY, KeyingError, i_message
@@ -220,6 +221,31 @@ class PrivateCallFunction:
             status, warning = call.last_refusal
             call.caller.session.reject(status, headers=self._warning(warning), now=now)
             self._end(call, now)
+
+    def changed(self, incoming: ServerRequest, leg: PrivateLeg, now: float) -> None:
+        """A re-INVITE or UPDATE with an offer: a refresh, or another place for this side's media."""
+        call = leg.call
+        try:
+            contents = read_contents(incoming.request)
+            if contents.info.emergency or contents.info.imminent_peril:
+                stated = McpttInfo(
+                    emergency=contents.info.emergency and False, imminent_peril=contents.info.imminent_peril and False
+                )
+                incoming.respond(
+                    403, headers=self._warning(warning_text(100, "no urgent private calls")), body=stated.encode(),
+                    content_type=documents.MCPTT_INFO, now=now,
+                )
+                return
+            theirs = GroupMediaDescription.decode(contents.sdp)
+            if leg.theirs is None or theirs != replace(leg.theirs, key=None):
+                call.media.remove_leg(leg.user)
+                leg.theirs = theirs
+                call.media.add_leg(leg.destination, theirs, call.key_id)
+        except (SipError, ValueError) as error:
+            log.info("call-id=%s user=%s change refused: %s", leg.session.call_id, leg.user, error)
+            incoming.respond(488, now=now)
+            return
+        incoming.respond(200, body=self._offer(call).encode(), content_type="application/sdp", now=now)
 
     # --- the end ----------------------------------------------------------------------------------------
 

@@ -144,7 +144,7 @@ class PrivateInvitation:
         call = PrivateCall(client, f"private-{client.random(8).hex()}", self.caller, media, self.key, CALLED)
         client.attach(call)
         call.session = self.session
-        self.session.context = call
+        self.session.context, self.session.credentials = call, client.credentials
         call.begin()
         media.connect(self.theirs.audio, self.theirs.floor)
         content_type, body = build_multipart(

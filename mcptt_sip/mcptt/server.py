@@ -15,14 +15,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from mcptt_sip.endpoint import SipEndpoint
 from mcptt_sip.mcptt.controlling import ControllingFunction
 from mcptt_sip.mcptt.groupcall import ControllingSettings, GroupMedia, MediaPlane, Observer
-from mcptt_sip.mcptt.mediadescription import GroupMediaDescription, MediaRefused
+from mcptt_sip.mcptt.mediadescription import INDICATED, GroupMediaDescription, MediaRefused
 from mcptt_sip.mcptt.participating import Destination
 from mcptt_sip.mcptt.policy import Policy, Urgency
 from mcptt_sip.mcptt.regroup import RegroupSettings
@@ -67,14 +67,6 @@ def floor_key(csk: TransportKey) -> SrtpKey:
     return SrtpKey(master.reveal(), salt.reveal(), csk.key_id.to_bytes(4, "big"))
 
 
-#: what every floor message of a call says of it; a request that says the same goes before others on the floor
-URGENT = {
-    Urgency.NORMAL: FloorIndicator(0),
-    Urgency.IMMINENT_PERIL: FloorIndicator.IMMINENT_PERIL,
-    Urgency.EMERGENCY: FloorIndicator.EMERGENCY,
-}
-
-
 #: what the packets of a private call end with: the tag, and the PCK-ID as MKI
 PRIVATE_PACKETS = RelaySettings(mki_length=4, trailer=0, min_packet=12 + 16 + 4)
 
@@ -97,6 +89,9 @@ class Relaying(Generic[R]):
         self.audio = relay.audio
         self.floor = relay.floor
 
+    def declare(self, _urgency: Urgency, _by: Collection[str]) -> None:
+        """Where the server does not arbitrate it has no say in whose request goes before others."""
+
     def bind(self, user: str, guk_id: int) -> None:
         self._relay.bind(user, guk_id)
 
@@ -109,6 +104,9 @@ class Relaying(Generic[R]):
 
 class RelayedMedia(Relaying[GroupRelay]):
     """One call's relay and floor control server."""
+
+    def declare(self, urgency: Urgency, by: Collection[str]) -> None:
+        self._relay.declare(INDICATED[urgency], by)
 
     def add_leg(self, destination: Destination, theirs: GroupMediaDescription, guk_id: int) -> None:
         self._relay.add_leg(
@@ -151,12 +149,12 @@ class RelayPlane:
         #: told the group of a call in which nobody has talked for too long
         self.silent: Callable[[str], None] = lambda _group: None
 
-    def open(self, group: str, urgency: Urgency, max_silence: float) -> GroupMedia:
+    def open(self, group: str, max_silence: float) -> GroupMedia:
         floor = replace(self._floor, t4=max_silence) if max_silence else self._floor
         indicator = FloorIndicator.NORMAL | FloorIndicator.TEMPORARY_GROUP | FloorIndicator.QUEUEING
         relay = GroupRelay(
             group, self._host, clock=self._clock, settings=GroupRelaySettings(floor=floor),
-            indicator=indicator | URGENT[urgency],
+            indicator=indicator,
         )
         relay.trace = self._trace
 

@@ -103,6 +103,11 @@ class McpttService:
                     request.context.answered(now)
             case RequestFailed(request, _) if isinstance(request.context, Outbox):
                 request.context.answered(now)
+            case ResponseReceived(request, response) if isinstance(request.context, Leg):
+                if response.status >= 200:
+                    self.controlling.urgency.answered(request.context, response.status, now)
+            case RequestFailed(request, _) if isinstance(request.context, Leg):
+                self.controlling.urgency.answered(request.context, None, now)
             case Resubscribed(subscription, _):
                 self.controlling.conference.resubscribed(subscription, now)
             case SubscriptionEnded(subscription, _, _) if isinstance(subscription, NotifierSubscription):
@@ -164,6 +169,7 @@ class McpttService:
                      sender.because)
             incoming.respond(sender.status, headers=sender.headers, now=now)
             return
+        leg = incoming.session.context if incoming.session is not None else None
         match method:
             case "REGISTER":
                 answer = self.participating.register(incoming.request, incoming.flow, sender, now)
@@ -183,8 +189,10 @@ class McpttService:
                 self.controlling.conference.subscribed(incoming, sender.uri, now)
             case "OPTIONS":
                 incoming.respond(200, now=now)
-            case "INVITE" | "UPDATE" if incoming.session is not None and isinstance(incoming.session.context, Leg):
-                self.controlling.changed(incoming, incoming.session.context, now)
+            case "INVITE" | "UPDATE" if isinstance(leg, Leg):
+                self.controlling.changed(incoming, leg, now)
+            case "INVITE" | "UPDATE" if isinstance(leg, PrivateLeg):
+                self.private.changed(incoming, leg, now)
             case "INFO":
                 incoming.respond(469, headers=[("Recv-Info", "g.3gpp.mcptt-info")], now=now)
             case _:  # INVITE and UPDATE in a dialog whose leg is not in any call
@@ -193,7 +201,7 @@ class McpttService:
     def _sender(self, incoming: ServerRequest, now: float) -> UserProfile | Answer:
         """In a dialog over its own flow: the leg's user. Everything else is authenticated."""
         session = incoming.session
-        if session is not None and isinstance(session.context, Leg) and session.flow == incoming.flow:
+        if session is not None and isinstance(session.context, Leg | PrivateLeg) and session.flow == incoming.flow:
             profile = self.controlling.profile(session.context.user)
             if profile is not None:
                 return profile

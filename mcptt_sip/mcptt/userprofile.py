@@ -55,6 +55,8 @@ class UserProfile:
     allow_force_auto_answer: bool = False
     allow_emergency_group_call: bool = False
     allow_imminent_peril_call: bool = False
+    allow_cancel_group_emergency: bool = False
+    allow_cancel_imminent_peril: bool = False
     allow_activate_emergency_alert: bool = False
     allow_to_receive_non_acknowledged_users_information: bool = True
     # as a called user

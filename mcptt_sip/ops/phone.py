@@ -19,7 +19,7 @@ from typing import Any
 
 from mcptt_sip.errors import SipError
 from mcptt_sip.mcptt.call import Regroup
-from mcptt_sip.mcptt.callerrors import AddFailed, NotRekeyed, RegroupFailed
+from mcptt_sip.mcptt.callerrors import AddFailed, ChangeRefused, NotRekeyed, RegroupFailed
 from mcptt_sip.mcptt.client import ClientSettings, KeyObserver, McpttClient
 from mcptt_sip.mcptt.clientrequests import CallOptions
 from mcptt_sip.mcptt.directing import DirectedRegroup
@@ -149,6 +149,10 @@ class Phone:
     async def do_peril(self, *users: str) -> dict[str, Any]:
         """peril USER [USER ...]: the same as an imminent peril call"""
         return await self._call(users, CallOptions(urgency=Urgency.IMMINENT_PERIL))
+
+    async def do_declare(self, urgency: str) -> None:
+        """declare emergency|imminent-peril|normal: what the running call is from now on, where this user may say so"""
+        await self.call.declare(Urgency(urgency))
 
     async def do_unread(self, *users: str) -> dict[str, Any]:
         """unread USER [USER ...]: the same, with the floor arbitrated here: the server reads no floor message"""
@@ -328,7 +332,7 @@ class Phone:
 def describe(error: BaseException) -> dict[str, Any]:
     """An error as fields of an event."""
     fields: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
-    if isinstance(error, (AddFailed, RegroupFailed)):
+    if isinstance(error, (AddFailed, ChangeRefused, RegroupFailed)):
         fields |= {"status": error.status, "warning": error.warning}
     if isinstance(error, NotRekeyed):
         fields["users"] = sorted(error.users)

@@ -11,7 +11,7 @@ import functools
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,11 +106,12 @@ def profiles(**users: Mapping[str, Any]) -> dict[str, UserProfile]:
 class Media:
     """What the server orders of one call's media."""
 
-    urgency: Urgency
     max_silence: float
     refuse: frozenset[str]
     legs: dict[str, GroupMediaDescription] = field(default_factory=dict)
     closed: bool = False
+    urgency: Urgency = Urgency.NORMAL
+    declared_by: frozenset[str] = frozenset()
     audio: tuple[str, int] = ("192.0.2.1", 4000)
     floor: tuple[str, int] = ("192.0.2.1", 4001)
 
@@ -120,6 +121,9 @@ class Media:
         self.legs[destination.user] = theirs
 
     def bind(self, user: str, guk_id: int) -> None: ...
+
+    def declare(self, urgency: Urgency, by: Collection[str]) -> None:
+        self.urgency, self.declared_by = urgency, frozenset(by)
 
     def remove_leg(self, user: str) -> None:
         del self.legs[user]
@@ -134,10 +138,10 @@ class Plane:
     broken: bool = False
     refuse: set[str] = field(default_factory=set)
 
-    def open(self, group: str, urgency: Urgency, max_silence: float) -> Media:
+    def open(self, group: str, max_silence: float) -> Media:
         if self.broken:
             raise OSError("no ports")
-        self.opened.append(Media(urgency, max_silence, frozenset(self.refuse)))
+        self.opened.append(Media(max_silence, frozenset(self.refuse)))
         return self.opened[-1]
 
 
@@ -329,7 +333,19 @@ class Telephone:
                 session.reject(int(status), headers=headers, now=now)
 
     def _answer(self, incoming: ServerRequest, now: float) -> None:
-        incoming.respond(200, now=now)
+        if incoming.request.method in ("INVITE", "UPDATE"):
+            incoming.respond(200, body=self.describe().encode(), content_type="application/sdp", now=now)
+        else:
+            incoming.respond(200, now=now)
+
+    def declare(self, session: InviteSession, **info: Any) -> ClientRequest:
+        """The re-INVITE that makes a running call an emergency or imminent peril call, or takes that back."""
+        details = {"session_type": "prearranged", **info}
+        told = McpttInfo(**details).encode()
+        content_type, body = build_multipart(
+            [Part("application/sdp", self.describe().encode()), Part(documents.MCPTT_INFO, told)], self.stack.token
+        )
+        return session.reinvite(body=body, content_type=content_type, now=self.exchange.now)
 
 
 # --- the exchange ------------------------------------------------------------------------------------------

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from mcptt_sip.body import Part
-from mcptt_sip.mcptt.callerrors import RegroupFailed
+from mcptt_sip.mcptt.callerrors import ChangeRefused, RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
 from mcptt_sip.mcptt.clientrequests import ClientRequests
 from mcptt_sip.mcptt.contents import read_contents
+from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.keying import MIKEY
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.participating import Destination
+from mcptt_sip.mcptt.policy import Urgency
 from mcptt_sip.mcptt.privatecall import PrivateCallState, private_key_of
 from mcptt_sip.mcptt.privatecalling import PrivateCall, PrivateInvitation
 from mcptt_sip.ops.recording import samples_of
@@ -238,3 +240,30 @@ async def test_the_key_message_has_one_meaning(
             with pytest.raises(RegroupFailed) as refusal:
                 await alice.client.private_call(uri("bob"))
             assert refusal.value.status == 488 and not bob.seen("invited-privately")
+
+
+async def test_a_re_invite_refreshes_a_private_call_and_makes_no_emergency_of_it() -> None:
+    async with town() as here:
+        _alice, bob, mine, his = await two(here)
+        for call in (mine, his):
+            answer = await call.client.change(call, McpttInfo(session_type="private"), Urgency.NORMAL)
+            assert answer is not None and answer.status == 200
+            assert GroupMediaDescription.decode(answer.body).key is None
+            with pytest.raises(ChangeRefused) as refusal:
+                await call.declare(Urgency.EMERGENCY)
+            assert refusal.value.status == 403 and call.urgency is Urgency.NORMAL
+        async with mine.floor():
+            await mine.say(DATA / "alice.wav")
+        await bob.until("burst-heard", user=uri("alice"))
+        assert not mine.ended.is_set() and not his.ended.is_set()
+
+
+async def test_a_re_invite_without_protected_media_is_refused_and_ends_nothing() -> None:
+    async with town() as here:
+        _, _, mine, his = await two(here)
+        assert mine.session is not None
+        body = mine.client.describe(mine.media).encode().replace(b"RTP/SAVP", b"RTP/AVP")
+        request = mine.session.reinvite(body=body, content_type="application/sdp", now=mine.client.now())
+        answer = await mine.client._final(request)
+        assert answer is not None and answer.status == 488
+        assert not mine.ended.is_set() and not his.ended.is_set()

@@ -50,7 +50,8 @@ async def test_every_floor_message_says_that_the_group_is_temporary_and_how_urge
             assert isinstance(octets, bytes)
             said.extend(m.indicator for m in decode_all(octets) if isinstance(m, FloorIdle) and m.indicator)
 
-    media = RelayPlane("127.0.0.1", clock=time.time, trace=trace).open("sip:g@x", urgency, 0.0)
+    media = RelayPlane("127.0.0.1", clock=time.time, trace=trace).open("sip:g@x", 0.0)
+    media.declare(urgency, {"sip:m1@x"})
     try:
         media.add_leg(*member(1), 1)
     finally:
@@ -63,7 +64,7 @@ async def test_silence_is_told_and_only_where_it_is_limited() -> None:
     plane = RelayPlane("127.0.0.1", clock=time.time, trace=None)
     silent: asyncio.Queue[str] = asyncio.Queue()
     plane.silent = silent.put_nowait
-    calls = [plane.open(group, Urgency.NORMAL, limit) for group, limit in (("never", 0.0), ("soon", 0.05))]
+    calls = [plane.open(group, limit) for group, limit in (("never", 0.0), ("soon", 0.05))]
     try:
         for media in calls:
             media.add_leg(*member(1), 1)
@@ -76,7 +77,7 @@ async def test_silence_is_told_and_only_where_it_is_limited() -> None:
 
 
 async def test_legs_that_could_not_be_told_apart_are_refused() -> None:
-    media = RelayPlane("127.0.0.1", clock=time.time, trace=None).open("sip:g@x", Urgency.NORMAL, 0.0)
+    media = RelayPlane("127.0.0.1", clock=time.time, trace=None).open("sip:g@x", 0.0)
     try:
         media.add_leg(*member(1), 1)
         with pytest.raises(ValueError, match="CSK"):

@@ -14,7 +14,7 @@ from collections import Counter
 from typing import Any
 
 from media import floor_participant, floor_server, floor_towards
-from media.floor_fields import FloorIndicator
+from media.floor_fields import URGENT, FloorIndicator
 from media.floor_messages import FloorRevokeRequest, QueuedFloorRequests, decode
 from media.floor_participant import FloorParticipant, ParticipantSettings, ParticipantState
 from media.floor_server import FloorControlServer, FloorServerSettings, FloorTakenBy
@@ -71,6 +71,7 @@ class Town:
         self.settings = FloorServerSettings(**server)
         self.participant_settings = participant
         self.server = FloorControlServer(self.settings, ssrc_of=lambda _name: 999, indicator=indicator)
+        self.server.declare(indicator & URGENT, {"dave"})
         self.people: dict[str, FloorParticipant] = {}
         self.last_change = 0.0
         #: one who never says a word, however long he holds the floor: nothing tells him that he lost it but messages

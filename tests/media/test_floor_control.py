@@ -11,6 +11,7 @@ import pytest
 
 from media import floor_participant as fp
 from media import floor_server as fs
+from media.floor_fields import URGENT
 from media.floor_messages import (
     DenyCause,
     FloorAck,
@@ -448,12 +449,47 @@ def test_an_emergency_request_pre_empts_only_in_an_emergency_call() -> None:
     assert net.talkers() == ["alice"] and net.server.queue == ("bob",)
     net.release("bob")
     net.run(0.1)
-    net.server.indicator = FloorIndicator.EMERGENCY | FloorIndicator.QUEUEING
+    net.server.declare(FloorIndicator.EMERGENCY, {"bob"})
     net.press("bob")
     net.run(0.2)
     assert net.talkers() == ["bob"]
     granted = net.last("bob", fp.Granted)
-    assert isinstance(granted, fp.Granted) and granted.indicator == FloorIndicator.EMERGENCY | FloorIndicator.QUEUEING
+    assert isinstance(granted, fp.Granted) and granted.indicator is not None
+    assert granted.indicator & URGENT == FloorIndicator.EMERGENCY
+
+
+def test_only_the_requests_of_who_declared_the_emergency_go_before_others() -> None:
+    """A member who says EMERGENCY in another's emergency call has no right by that."""
+    net = Net()
+    net.server.declare(FloorIndicator.EMERGENCY, {"bob"})
+    net.people["carol"].indicator = FloorIndicator.EMERGENCY
+    net.press("alice")
+    net.run(0.1)
+    net.press("carol")
+    net.run(0.2)
+    assert net.talkers() == ["alice"] and net.server.queue == ("carol",)
+    net.people["bob"].indicator = FloorIndicator.IMMINENT_PERIL  # not what the call is
+    net.press("bob")
+    net.run(0.2)
+    assert net.talkers() == ["alice"]
+    net.release("bob")
+    net.people["bob"].indicator = FloorIndicator.EMERGENCY
+    net.press("bob")
+    net.run(0.2)
+    assert net.talkers() == ["bob"] and net.server.queue == ("carol",)
+
+
+def test_an_emergency_that_is_over_pre_empts_nobody() -> None:
+    net = Net()
+    net.server.declare(FloorIndicator.IMMINENT_PERIL, {"bob"})
+    net.people["bob"].indicator = FloorIndicator.IMMINENT_PERIL
+    net.server.declare(FloorIndicator(0))
+    net.press("alice")
+    net.run(0.1)
+    net.press("bob")
+    net.run(0.2)
+    assert net.talkers() == ["alice"] and net.server.queue == ("bob",)
+    assert not net.server.indicator & URGENT
 
 
 def messages_to(server: FloorControlServer, name: str) -> list[FloorMessage]:

@@ -18,7 +18,6 @@ from mcptt_sip.mcptt.clientrequests import CallOptions
 from mcptt_sip.mcptt.groupcall import GroupMedia
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.participating import Destination
-from mcptt_sip.mcptt.policy import Urgency
 from mcptt_sip.mcptt.server import RelayedMedia, RelayPlane
 from mcptt_sip.message import Request, Response
 from mcptt_sip.ops.eavesdrop import KeyFile
@@ -162,7 +161,7 @@ class OwnFloor(RelayPlane):
     """A server that arbitrates itself, though members were to."""
 
     def open_unread(self, group: str) -> GroupMedia:
-        return self.open(group, Urgency.NORMAL, 0.0)
+        return self.open(group, 0.0)
 
 
 async def test_rule_19_where_the_signed_terms_say_members_the_servers_grants_are_nobodys(

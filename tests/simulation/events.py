@@ -9,6 +9,7 @@ from typing import Any
 
 from mcptt_sip.mcptt.callerrors import RegroupFailed
 from mcptt_sip.mcptt.journal import GroupRecord
+from mcptt_sip.mcptt.policy import Urgency
 from tests.simulation.hostile import MOVES
 from tests.simulation.network import Quality
 from tests.simulation.phones import HOSTS, SERVER_HOST, USERS, Mood, Phone, ServerHost
@@ -17,9 +18,9 @@ from tests.simulation.world import FAILURES, REGROUP, World
 
 #: events and how often each happens, in parts of all
 WEIGHTS: Mapping[str, float] = {
-    "start": 10, "add": 14, "remove": 6, "rekey": 5, "revoke": 1, "leave": 3, "release": 1.5, "roster": 2, "talk": 22,
-    "mood": 4, "crash": 1.2, "fuse": 1.2, "restart": 4, "server_crash": 0.15, "cut_off": 1, "heal": 3, "reset": 0.8,
-    "weather": 1.5, "skew": 1.5, "hostile": 9, "wait": 3,
+    "start": 10, "add": 14, "remove": 6, "rekey": 5, "revoke": 1, "leave": 3, "release": 1.5, "roster": 2, "declare": 2,
+    "talk": 22, "mood": 4, "crash": 1.2, "fuse": 1.2, "restart": 4, "server_crash": 0.15, "cut_off": 1, "heal": 3,
+    "reset": 0.8, "weather": 1.5, "skew": 1.5, "hostile": 9, "wait": 3,
 }  # fmt: skip
 #: groups that are alive at a time
 MAX_GROUPS = 3
@@ -198,6 +199,15 @@ class Events(World):
 
         self.operate(phone, "roster", ask)
         return f"{phone.name} asks who is in {call.group[:14]}"
+
+    def _do_declare(self) -> str | None:
+        found = [(p, c) for p in self.phones for c in p.calls]
+        if not found:
+            return "nobody to declare anything"
+        phone, call = self.chance.choice(found)
+        urgency = self.chance.choice(list(Urgency))
+        self.operate(phone, "declare", lambda: call.declare(urgency))
+        return f"{phone.name} declares {call.group[:14]} {urgency.value}"
 
     def _do_talk(self) -> str | None:
         found = [(p, c) for p in self.phones for c in p.calls]

@@ -154,8 +154,12 @@ class Invariants:
                 flow = leg.session.flow
                 if flow is not None and flow.remote in phone.network.silenced:
                     truth.counts["legs that died in silence"] += 1  # the session timer's business, too
-                elif phone.call(call.group) is None and noticed(leg.session):
-                    truth.violate("10 state", f"{leg.user} is in {call.group}, says the server; he does not")
+                elif (member := phone.call(call.group)) is None:
+                    if noticed(leg.session):
+                        truth.violate("10 state", f"{leg.user} is in {call.group}, says the server; he does not")
+                elif noticed(leg.session) and member.urgency is not call.urgency:
+                    what = f"{member.urgency.value} to {leg.user}, {call.urgency.value} to the server"
+                    truth.violate("10 state", f"{call.group} is {what}")
 
     def check_nothing_left(self) -> None:
         """10, 11: all calls are over, and nothing is left of them."""

@@ -63,6 +63,12 @@ class LightMedia:
     def connect(self, audio: Address, floor: Address) -> None:
         self._peer = audio
 
+    def is_connected(self, audio: Address, _floor: Address) -> bool:
+        return self._peer == audio
+
+    def declare(self, _urgency: object) -> None:
+        """There is no floor control here."""
+
     def set_sending_key(self, key: SrtpKey | None) -> None:
         self.sending = key
         if key is None:
@@ -139,6 +145,9 @@ class LightRelay:
     def bind(self, user: str, guk_id: int) -> None:
         self._relay.bind(user, guk_id)
 
+    def declare(self, _urgency: object, _by: object) -> None:
+        """There is no floor control here."""
+
     def remove_leg(self, user: str) -> None:
         self._relay.remove(user)
 
@@ -153,7 +162,7 @@ class LightPlane:
     def __init__(self, network: Network) -> None:
         self._network = network
 
-    def open(self, _group: str, _urgency: object = None, _max_silence: float = 0.0) -> LightRelay:
+    def open(self, _group: str, _max_silence: float = 0.0) -> LightRelay:
         return LightRelay(self._network)
 
     def open_unread(self, _group: str) -> LightRelay:

@@ -324,6 +324,10 @@ def _policy() -> Policy:
             f'[user."{uri(user)}"]', f'password = "password of {user}"', "allow-regroup = true",
             "allow-private-call = true", "allow-private-call-to-any-user = true",
         ]
+        if user != NAMES[-1]:
+            lines += ["allow-emergency-group-call = true", "allow-imminent-peril-call = true"]
+        if user == NAMES[0]:
+            lines += ["allow-cancel-group-emergency = true"]
     return Policy.parse("\n".join(lines))
 
 

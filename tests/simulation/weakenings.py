@@ -48,7 +48,7 @@ class Weakening:
 #: nothing but calls and changes of keys
 PEACE = {
     "crash": 0, "fuse": 0, "server_crash": 0, "cut_off": 0, "heal": 0, "reset": 0, "weather": 0, "hostile": 0,
-    "mood": 0, "restart": 0,
+    "mood": 0, "restart": 0, "declare": 0,
 }  # fmt: skip
 HOSTILE = {**PEACE, "hostile": 30, "add": 20, "rekey": 12}
 

@@ -41,7 +41,7 @@ REGROUP = RegroupSettings(answer_time_limit=10.0, ring_time_limit=8.0, max_durat
 #: seconds after which it is known why a call ended
 HINDSIGHT = 30.0
 #: a call that has lost its initiator may end whenever somebody leaves it
-WITHOUT_INITIATOR = "its initiator is out of it"
+WITHOUT_INITIATOR, INITIATOR_DIED = "its initiator is out of it", "its initiator died"
 #: an expected way for a user's wish to fail
 FAILURES = (SipError, MikeyError)
 
@@ -57,7 +57,8 @@ class World:
         self._digest = hashlib.sha256()
         self._adding: Counter[tuple[str, str]] = Counter()
         self._dead: list[Process] = []
-        self._ended: deque[tuple[float, Phone, Group, str]] = deque()
+        #: (when, at whom, of which group, cause, what was known by then of the group)
+        self._ended: deque[tuple[float, Phone, Group, str, str | None]] = deque()
         #: (user, group) -> since when he is in it, or was
         self._joined: dict[tuple[str, str], float] = {}
         #: what users are waiting for
@@ -137,6 +138,8 @@ class World:
                     self.truth.violate("9 protection", f"{phone.uri} joins a call whose SDP asks for other protection")
             case "established" if group is not None:
                 group.established = True
+                if group.over in (WITHOUT_INITIATOR, INITIATOR_DIED):
+                    group.over = None  # he has come back: from now on there is no more reason to end than before
             case "revocation-acknowledged" if group is not None:
                 self.truth.told_keyed[group.group, details["user"]] = self.truth.now  # one revokes what one holds
             case "keyed" if group is not None:
@@ -152,7 +155,7 @@ class World:
                 else:
                     there = (phone.uri, group.group) in self._joined
                 if there and phone.uri not in group.out:
-                    self._ended.append((self.truth.now, phone, group, str(details.get("cause"))))
+                    self._ended.append((self.truth.now, phone, group, str(details.get("cause")), group.over))
                 if phone.uri == group.initiator:
                     self.truth.close(group.group, WITHOUT_INITIATOR)
 
@@ -164,8 +167,8 @@ class World:
         while self._ended and self._ended[0][0] < self.truth.now - HINDSIGHT:
             self._judge_end(*self._ended.popleft())
 
-    def _judge_end(self, now: float, phone: Phone, group: Group, cause: str) -> None:
-        over = group.over
+    def _judge_end(self, now: float, phone: Phone, group: Group, cause: str, known: str | None) -> None:
+        over = group.over or known
         if over == WITHOUT_INITIATOR and phone.uri == group.initiator:
             over = None  # that is what is to be explained
         if over is not None or phone.uri in group.out:
@@ -230,7 +233,7 @@ class World:
         self.disturb(process.host)
         for group in self.truth.groups.values():
             if process.host == HOSTS[group.initiator]:
-                self.truth.close(group.group, "its initiator died")
+                self.truth.close(group.group, INITIATOR_DIED)
         self.note(f"  {process} is dead")
 
     def disturb(self, host: str) -> None:
