@@ -37,12 +37,7 @@ async def scenario(lab: Lab) -> None:
     talking = asyncio.ensure_future(carol.do(f"say {DATA / 'carol.wav'}"))
     await carol.expect("floor-granted")
     await alice.do(f"say {DATA / 'alice.wav'} 200")
-    try:
-        await talking
-    except CommandFailed:
-        await carol.expect("floor-revoked")
-    else:
-        raise ScenarioFailed("carol was not interrupted")
+    await interrupted(carol, talking)
     await asyncio.gather(*(lab.heard(name, "alice", DATA / "alice.wav") for name in ("bob", "carol")))
     await alice.do("release")
     await asyncio.gather(*(phone.expect("ended") for phone in (bob, carol)))
@@ -57,12 +52,7 @@ async def scenario(lab: Lab) -> None:
         await phone.expect("urgency", urgency="emergency", user=lab.uri("alice"))
     await refused(carol, "declare normal")
     await alice.do(f"say {DATA / 'alice.wav'}")
-    try:
-        await talking
-    except CommandFailed:
-        await carol.expect("floor-revoked")
-    else:
-        raise ScenarioFailed("carol was not interrupted")
+    await interrupted(carol, talking)
 
     lab.tell("it is over when she says so")
     await alice.do("declare normal")
@@ -81,3 +71,13 @@ async def refused(phone: Process, command: str) -> None:
             raise
     else:
         raise ScenarioFailed(f"{phone.name}: {command} was not refused")
+
+
+async def interrupted(phone: Process, talking: asyncio.Future[object]) -> None:
+    """Its user loses the floor while he talks."""
+    try:
+        await talking
+    except CommandFailed:
+        await phone.expect("floor-revoked")
+    else:
+        raise ScenarioFailed(f"{phone.name} was not interrupted")
