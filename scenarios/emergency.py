@@ -12,6 +12,7 @@ carol, who has no right to, can neither declare one nor take this one back, and 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 
 from mcptt_sip.ops.scenario import CommandFailed, Lab, Process, ScenarioFailed
@@ -73,7 +74,7 @@ async def refused(phone: Process, command: str) -> None:
         raise ScenarioFailed(f"{phone.name}: {command} was not refused")
 
 
-async def interrupted(phone: Process, talking: asyncio.Future[object]) -> None:
+async def interrupted(phone: Process, talking: Awaitable[object]) -> None:
     """Its user loses the floor while he talks."""
     try:
         await talking
