@@ -27,9 +27,25 @@ from mcptt_sip.trace import Direction, MessageRecord, TraceSink
 from mcptt_sip.transport import Address, Receiver, Transport, TransportSettings
 from mcptt_sip.uri import SipUri
 
-__all__ = ["SipEndpoint"]
+__all__ = ["SipEndpoint", "steady"]
 
 log = logging.getLogger(__name__)
+
+
+def steady(clock: Callable[[], float]) -> Callable[[], float]:
+    """``clock`` as it stands at the first call, going on evenly by the running loop's time: no timer fires early or
+    never when somebody sets the machine's clock."""
+    tick: Callable[[], float] | None = None
+    ahead = 0.0
+
+    def now() -> float:
+        nonlocal tick, ahead
+        if tick is None:
+            tick = asyncio.get_running_loop().time
+            ahead = clock() - tick()
+        return ahead + tick()
+
+    return now
 
 
 class SipEndpoint:

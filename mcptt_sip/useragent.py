@@ -33,7 +33,7 @@ from typing import Any, Self
 from mcptt_sip.auth import DigestCredentials
 from mcptt_sip.call import Call, Waiter, session_description
 from mcptt_sip.callmedia import CallMedia, CallMediaSettings
-from mcptt_sip.endpoint import SipEndpoint
+from mcptt_sip.endpoint import SipEndpoint, steady
 from mcptt_sip.errors import CallFailed, ParseError, SipError, Unreachable
 from mcptt_sip.field_lines import HeaderItems
 from mcptt_sip.flow import Flow
@@ -118,7 +118,7 @@ class UserAgent:
         self.media_settings = media or CallMediaSettings()
         self.max_redirects = max_redirects
         self.follow_refers = follow_refers
-        clock = clock or _steady_clock()
+        clock = clock or steady(time.time)
         uri = self.identity.uri
         chosen = settings or TELEPHONE
         if chosen.user is None and isinstance(uri, SipUri):
@@ -545,12 +545,6 @@ class UserAgent:
         if call is not None and self._on_transfer is not None:
             await self._handle(call, self._on_transfer)
 
-
-
-def _steady_clock() -> Callable[[], float]:
-    """Unix time that goes on evenly when somebody sets the machine's clock: no timer fires early or never."""
-    ahead = time.time() - time.monotonic()
-    return lambda: ahead + time.monotonic()
 
 
 def parse_listener(text: str) -> tuple[str, str, int]:

@@ -70,6 +70,8 @@ class CallSettings:
     key_grace: float = 4.0
     #: an invitation that the user has not answered for so long is declined: the caller's CANCEL may have been lost
     ring_limit: float = 180.0
+    #: how long a key's timer runs at the most: keys go by the time of day, which may be set while a call goes on
+    clock_check: float = 10.0
 
 
 class Regroup:
@@ -115,7 +117,7 @@ class Regroup:
     async def leave(self, why: str = "left") -> None:
         """Only this participant leaves; keys are dropped."""
         if self.session is not None and not self.ended.is_set():
-            self.session.bye(self.client.now())
+            self.session.bye(self.client.stack_time())
             self.client.transmit()
         await self._end(why)
 
@@ -186,7 +188,8 @@ class Regroup:
         due = self.keys.next_timer()
         if due is not None and not self.ended.is_set():
             loop = asyncio.get_running_loop()
-            self._key_timer = loop.call_later(max(0.0, due - now) + 0.001, self.apply_keys)
+            wait = min(max(0.0, due - now) + 0.001, self.client.settings.call.clock_check)
+            self._key_timer = loop.call_later(wait, self.apply_keys)
 
     def find_key(self, mki: bytes) -> SrtpKey | None:
         """The sender's SRTP key behind an MKI = GMK-ID || GUK-ID, while its GMK may be received under."""
@@ -225,7 +228,7 @@ class Regroup:
 
     def on_key_message(self, incoming: ServerRequest, contents: Contents) -> None:
         """A MESSAGE with an I_MESSAGE in this call: an update, or a revocation, from the pinned signer or a deputy."""
-        now = self.client.now()
+        now = self.client.stack_time()
         assert contents.mikey is not None
         try:
             signer = contents.info.calling_user_id
@@ -329,7 +332,7 @@ class Regroup:
 
     def on_change(self, incoming: ServerRequest, contents: Contents) -> None:
         """The server's re-INVITE: what the call is from now on. Its media stays where it is."""
-        now = self.client.now()
+        now = self.client.stack_time()
         try:
             theirs, urgency = GroupMediaDescription.decode(contents.sdp), change(contents.info, self.urgency)
             if not self.media.is_connected(theirs.audio, theirs.floor):

@@ -20,7 +20,7 @@ from typing import Any
 
 from mcptt_sip.auth import DigestCredentials
 from mcptt_sip.body import Part, build_multipart
-from mcptt_sip.endpoint import SipEndpoint
+from mcptt_sip.endpoint import SipEndpoint, steady
 from mcptt_sip.errors import SipError
 from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.mcptt.call import CallSettings, Regroup
@@ -136,7 +136,8 @@ class McpttClient(ClientRequests):
         self.keyring = keyring
         self.replay = replay
         self.domain = SipUri.parse(uri).host
-        self.now = clock
+        #: the time of day, by which keys go; and the stack's time, which nobody sets
+        self.now, self.stack_time = clock, steady(clock)
         self.random = random
         self.client_id = f"urn:uuid:{_uuid(random(16))}"
         self.csk = TransportKey.generate(KeyType.CSK, random=random)
@@ -161,7 +162,9 @@ class McpttClient(ClientRequests):
             token=lambda: random(8),
         )
         self.stack = stack
-        self._agent = SipEndpoint(stack, on_event=self._on_event, clock=clock, trace=trace, settings=settings.agent)
+        self._agent = SipEndpoint(
+            stack, on_event=self._on_event, clock=self.stack_time, trace=trace, settings=settings.agent
+        )
         self.registration = Registration(self)
 
     # --- life -----------------------------------------------------------------------------------------
@@ -311,7 +314,7 @@ class McpttClient(ClientRequests):
             # one answer for every reason: what exactly failed stays in the local log
             log.warning("call-id=%s invitation refused: %s: %s", session.call_id, type(error).__name__, error)
             self.emit("invitation-refused", call_id=session.call_id, reason=type(error).__name__)
-            session.reject(488, headers=self.key_refusal(), now=self.now())
+            session.reject(488, headers=self.key_refusal(), now=self.stack_time())
             return
         self.emit(
             "invited", group=invitation.group, user=invitation.initiator, call_id=session.call_id,
@@ -320,10 +323,10 @@ class McpttClient(ClientRequests):
         if not self._may_be_called_by(invitation.initiator):
             log.info("group=%s user=%s is not among those who may call", invitation.group, invitation.initiator)
             self.emit("invitation-refused", call_id=session.call_id, reason="CallerNotAllowed")
-            session.reject(403, headers=warning_header(self.domain, warning_text(127)), now=self.now())
+            session.reject(403, headers=warning_header(self.domain, warning_text(127)), now=self.stack_time())
             return
         if self._handler is None or invitation.group in self.calls:
-            session.reject(486, now=self.now())
+            session.reject(486, now=self.stack_time())
             return
         self.spawn(self._ask(invitation))
 
@@ -332,9 +335,9 @@ class McpttClient(ClientRequests):
         self.emit("invited-privately", user=invitation.caller, call_id=session.call_id)
         if not self._may_be_called_by(invitation.caller):
             self.emit("invitation-refused", call_id=session.call_id, reason="CallerNotAllowed")
-            session.reject(403, headers=warning_header(self.domain, warning_text(127)), now=self.now())
+            session.reject(403, headers=warning_header(self.domain, warning_text(127)), now=self.stack_time())
         elif self._private_handler is None:
-            session.reject(486, now=self.now())
+            session.reject(486, now=self.stack_time())
         else:
             self.spawn(self._private_handler(invitation))
 
@@ -396,7 +399,7 @@ class McpttClient(ClientRequests):
                 parts.append(Part(ACKNOWLEDGEMENT, regroup.acknowledgement(invitation.opened)))
             content_type, body = build_multipart(parts, self.token)
             invitation.session.accept(
-                headers=[("Recv-Info", INFO_PACKAGE)], body=body, content_type=content_type, now=self.now()
+                headers=[("Recv-Info", INFO_PACKAGE)], body=body, content_type=content_type, now=self.stack_time()
             )
         except SipError:
             # the caller has given up while this user thought about it, or the key has come to its end
@@ -473,15 +476,15 @@ class McpttClient(ClientRequests):
         regroup = session.context if session is not None else None
         method = incoming.request.method
         if method == "OPTIONS":
-            incoming.respond(200, now=self.now())
+            incoming.respond(200, now=self.stack_time())
             return
         if method not in ("MESSAGE", "INFO", "INVITE", "UPDATE") or not isinstance(regroup, Regroup):
-            incoming.respond(403 if method in ("MESSAGE", "INFO") else 405, now=self.now())
+            incoming.respond(403 if method in ("MESSAGE", "INFO") else 405, now=self.stack_time())
             return
         try:
             contents = read_contents(incoming.request)
         except SipError as error:
-            incoming.respond(getattr(error, "status", 400), now=self.now())
+            incoming.respond(getattr(error, "status", 400), now=self.stack_time())
             return
         if method in ("INVITE", "UPDATE"):
             regroup.on_change(incoming, contents)
@@ -489,22 +492,22 @@ class McpttClient(ClientRequests):
             regroup.on_key_message(incoming, contents)
         elif contents.member_list is not None and method == "MESSAGE":
             regroup.on_member_list(contents.member_list)
-            incoming.respond(200, now=self.now())
+            incoming.respond(200, now=self.stack_time())
         elif contents.info.key_operation == "request" and isinstance(regroup, DirectedRegroup):
             regroup.on_key_request(contents.info.request_uri or "")
-            incoming.respond(200, now=self.now())
+            incoming.respond(200, now=self.stack_time())
         elif contents.acknowledgements and isinstance(regroup, DirectedRegroup):
             for octets in contents.acknowledgements:
                 regroup.on_acknowledgement(octets)
-            incoming.respond(200, now=self.now())
+            incoming.respond(200, now=self.stack_time())
         elif method == "INFO" and (contents.info.non_acknowledged or contents.info.alert is False):
             # the server's word: who did not answer when the call proceeded (24.379 6.3.3.3), or that nobody is alerted
             regroup.emit(
                 "notice", not_acknowledged=list(contents.info.non_acknowledged), alert=contents.info.alert
             )
-            incoming.respond(200, now=self.now())
+            incoming.respond(200, now=self.stack_time())
         else:
-            incoming.respond(415, now=self.now())
+            incoming.respond(415, now=self.stack_time())
 
     # --- small things ---------------------------------------------------------------------------------
 

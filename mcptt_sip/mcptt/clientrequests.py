@@ -72,7 +72,8 @@ class ClientRequests(ABC):
     uri: str
     settings: ClientSettings
     stack: SipStack
-    now: Callable[[], float]
+    #: the time that the stack is told
+    stack_time: Callable[[], float]
     random: Callable[[int], bytes]
     credentials: DigestCredentials
 
@@ -104,7 +105,7 @@ class ClientRequests(ABC):
             ],
             body=body,
             content_type=content_type,
-            now=self.now(),
+            now=self.stack_time(),
             target=self.settings.proxy,
             credentials=self.credentials,
             context=regroup,
@@ -134,7 +135,7 @@ class ClientRequests(ABC):
             ],
             body=body,
             content_type=content_type,
-            now=self.now(),
+            now=self.stack_time(),
             target=self.settings.proxy,
             credentials=self.credentials,
             context=outcome,
@@ -151,7 +152,7 @@ class ClientRequests(ABC):
         if regroup.session is None:
             return None
         try:
-            request = regroup.session.send(method, body=body, content_type=content_type, now=self.now())
+            request = regroup.session.send(method, body=body, content_type=content_type, now=self.stack_time())
         except LocalProtocolError:  # there is no dialog yet, or none any more
             return None
         return await self._final(request)
@@ -166,7 +167,9 @@ class ClientRequests(ABC):
         )
         headers = [*CLIENT_HEADERS, ("Resource-Priority", PRIORITY[urgency])]
         try:
-            request = regroup.session.reinvite(headers=headers, body=body, content_type=content_type, now=self.now())
+            request = regroup.session.reinvite(
+                headers=headers, body=body, content_type=content_type, now=self.stack_time()
+            )
         except LocalProtocolError as error:
             log.info("group=%s re-INVITE: %s", regroup.group, error)
             return None
@@ -178,7 +181,7 @@ class ClientRequests(ABC):
             raise SipError("the call has no session identity")
         answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self.stack.subscribe(
-            regroup.session_identity, event="conference", from_=f"<{self.uri}>", expires=0, now=self.now(),
+            regroup.session_identity, event="conference", from_=f"<{self.uri}>", expires=0, now=self.stack_time(),
             headers=[*CLIENT_HEADERS, ("Accept", documents.CONFERENCE_INFO)], target=self.settings.proxy,
             credentials=self.credentials, context=RosterAnswer(answer),
         )
@@ -211,7 +214,7 @@ class ClientRequests(ABC):
     async def request(self, request: Request) -> Response | None:
         """A request outside any dialog; its final answer, ``None`` when none came."""
         return await self._final(
-            self.stack.request(request, self.now(), target=self.settings.proxy, credentials=self.credentials)
+            self.stack.request(request, self.stack_time(), target=self.settings.proxy, credentials=self.credentials)
         )
 
     async def _final(self, request: ClientRequest) -> Response | None:

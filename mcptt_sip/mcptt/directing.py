@@ -283,8 +283,10 @@ class DirectedRegroup(Regroup):
         while not self.ended.is_set():
             due = self.distribution.refresh_due()
             assert due is not None
-            await self.client.sleep(max(0.0, due - self.client.now()))
-            await self._told(self.rekey())
+            if (left := due - self.client.now()) > 0:
+                await self.client.sleep(min(left, self.settings.clock_check))
+            else:
+                await self._told(self.rekey())
 
     # --- delivery -------------------------------------------------------------------------------------
 

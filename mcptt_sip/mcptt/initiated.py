@@ -166,14 +166,14 @@ class InitiatedRegroup(DirectedRegroup):
     async def abandon(self) -> None:
         """The call was not established: gives up what there is of it."""
         if self.session is not None and not self.ended.is_set():
-            self.session.bye(self.client.now())
+            self.session.bye(self.client.stack_time())
             self.client.transmit()
         await self._end("failed")
 
     async def release(self) -> None:
         """Ends the call for everybody."""
         if self.session is not None and not self.ended.is_set():
-            self.session.bye(self.client.now(), headers=[("Reason", RELEASE_FOR_ALL)])
+            self.session.bye(self.client.stack_time(), headers=[("Reason", RELEASE_FOR_ALL)])
             self.client.transmit()
         await self._end("released")
 

@@ -57,13 +57,13 @@ class Invitation:
         return await self.client.accept(self)
 
     def ring(self) -> None:
-        self.session.progress(180, now=self.client.now())
+        self.session.progress(180, now=self.client.stack_time())
         self.client.transmit()
 
     def decline(self) -> None:
         """480 with Warning 110; the key is dropped, its replay entry stays."""
         headers = warning_header(self.client.domain, warning_text(110))
-        self.session.reject(480, headers=headers, now=self.client.now())
+        self.session.reject(480, headers=headers, now=self.client.stack_time())
         self.client.transmit()
 
 

@@ -51,6 +51,7 @@ class ParticipatingFunction:
     """Registrations of one server, and the identity behind each request.
 
     :param csk_keys: the server's own key sets and the KMS certificates it trusts
+    :param time_of_day: by which keys go; ``None``: by the ``now`` of each call
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class ParticipatingFunction:
         csk_keys: Keyring,
         replay: ReplayCache,
         token: Callable[[], bytes],
+        time_of_day: Callable[[], float] | None = None,
     ) -> None:
+        self._time_of_day = time_of_day
         self.identity = identity
         self.domain = domain
         self._policy = policy
@@ -137,7 +140,7 @@ class ParticipatingFunction:
             sender_uri=user,
             me=self.identity,
             keyring=self._keys,
-            now=now,
+            now=now if self._time_of_day is None else self._time_of_day(),
             replay=self._replay,
             expect_type=KeyType.CSK,
         )

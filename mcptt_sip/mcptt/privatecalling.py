@@ -53,13 +53,17 @@ class PrivateCall(Regroup):
 
     def begin(self) -> None:
         """The key is in force, until its expiry."""
-        left = self.key.expiry - self.client.now()
-        self._expiry = asyncio.get_running_loop().call_later(max(0.0, left), self._expired)
         self.media.set_sending_key(self._direction(self._side))
+        self._watch_expiry()
 
-    def _expired(self) -> None:
-        self.media.set_sending_key(None)
-        self.client.spawn(self.leave("the call's key has expired"))
+    def _watch_expiry(self) -> None:
+        left = self.key.expiry - self.client.now()
+        if left <= 0:
+            self.media.set_sending_key(None)
+            self.client.spawn(self.leave("the call's key has expired"))
+            return
+        wait = min(left, self.client.settings.call.clock_check)
+        self._expiry = asyncio.get_running_loop().call_later(wait, self._watch_expiry)
 
     def _direction(self, side: int) -> SrtpKey:
         master, salt = srtp_keys(self.key, csb_id=self.key.key_id, cs_id=side)
@@ -74,7 +78,7 @@ class PrivateCall(Regroup):
 
     def on_key_message(self, incoming: ServerRequest, contents: Contents) -> None:
         """The key of a private call is not replaced: another call has another key."""
-        incoming.respond(403, now=self.client.now())
+        incoming.respond(403, now=self.client.stack_time())
 
     def on_progress(self, response: Response) -> None:
         self.emit("ringing", status=response.status)
@@ -150,7 +154,7 @@ class PrivateInvitation:
         content_type, body = build_multipart(
             [Part("application/sdp", client.describe(media).encode())], client.token
         )
-        self.session.accept(body=body, content_type=content_type, now=client.now())
+        self.session.accept(body=body, content_type=content_type, now=client.stack_time())
         client.transmit()
         call.emit("joined", user=self.caller)
         return call
@@ -158,7 +162,7 @@ class PrivateInvitation:
     def decline(self) -> None:
         """480 with Warning 110."""
         headers = warning_header(self.client.domain, warning_text(110))
-        self.session.reject(480, headers=headers, now=self.client.now())
+        self.session.reject(480, headers=headers, now=self.client.stack_time())
         self.client.transmit()
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from mcptt_sip.endpoint import SipEndpoint
+from mcptt_sip.endpoint import SipEndpoint, steady
 from mcptt_sip.mcptt.controlling import ControllingFunction
 from mcptt_sip.mcptt.groupcall import ControllingSettings, GroupMedia, MediaPlane, Observer
 from mcptt_sip.mcptt.mediadescription import INDICATED, GroupMediaDescription, MediaRefused
@@ -206,7 +206,8 @@ class McpttServer:
         media: MediaPlane | None = None,
     ) -> None:
         self.settings = settings
-        self.now = clock
+        #: the time of day, by which keys go; and the stack's time, which nobody sets
+        self.now, self.stack_time = clock, steady(clock)
         self._keyring = keyring
         self._observe = observe
 
@@ -222,6 +223,7 @@ class McpttServer:
             keyring=keyring,
             replay=replay,
             check_key=self._check_key,
+            time_of_day=clock,
             media=media,
             token=lambda: random(8),
             observe=observe,
@@ -231,13 +233,14 @@ class McpttServer:
         self.participating = self.service.participating
         self.controlling = self.service.controlling
         self._agent = SipEndpoint(
-            self.stack, on_event=self._on_event, clock=clock, trace=trace, settings=settings.agent
+            self.stack, on_event=self._on_event, clock=self.stack_time, trace=trace, settings=settings.agent
         )
         self._timer: asyncio.TimerHandle | None = None
 
     def _check_key(self, octets: bytes, sender: str, recipient: str, now: float) -> int:
         """Rule 22: the server checks who signed a key message and for whom; it cannot open it."""
-        checked = verify(octets, sender_uri=sender, recipient_uri=recipient, keyring=self._keyring, now=now)
+        del now  # the stack's; keys go by the time of day
+        checked = verify(octets, sender_uri=sender, recipient_uri=recipient, keyring=self._keyring, now=self.now())
         return checked.message.csb_id
 
     async def start(self) -> list[tuple[str, str, int]]:
@@ -257,8 +260,8 @@ class McpttServer:
         """Ends every call, then lets go of the sockets."""
         if self._timer is not None:
             self._timer.cancel()
-        self.controlling.release_all("the server is going down", self.now())
-        self.service.private.release_all(self.now())
+        self.controlling.release_all("the server is going down", self.stack_time())
+        self.service.private.release_all(self.stack_time())
         self._agent.transmit()
         await self._agent.close()
 
@@ -267,7 +270,7 @@ class McpttServer:
         self._rearm()
 
     def _silent(self, group: str) -> None:
-        self.controlling.media_silent(group, self.now())
+        self.controlling.media_silent(group, self.stack_time())
         self._agent.transmit()
         self._rearm()
 
@@ -278,12 +281,12 @@ class McpttServer:
             self._timer = None
         due = self.service.next_timer()
         if due is not None:
-            delay = max(0.0, due - self.now())
+            delay = max(0.0, due - self.stack_time())
             self._timer = asyncio.get_running_loop().call_later(delay, self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
-        self.service.handle_timer(self.now())
+        self.service.handle_timer(self.stack_time())
         self._agent.transmit()
         self._rearm()
 

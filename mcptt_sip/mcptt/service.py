@@ -219,6 +219,7 @@ def assemble(
     keyring: Keyring,
     replay: ReplayCache,
     check_key: KeyMessageCheck,
+    time_of_day: Callable[[], float] | None = None,
     media: MediaPlane,
     token: Callable[[], bytes],
     observe: Observer = lambda _name, _details: None,
@@ -239,7 +240,7 @@ def assemble(
     )
     participating = ParticipatingFunction(
         identity=settings.identity, domain=settings.domain, policy=policy, registrar=Registrar(), csk_keys=keyring,
-        replay=replay, token=token,
+        replay=replay, token=token, time_of_day=time_of_day,
     )
     controlling = controlling_function(
         stack,

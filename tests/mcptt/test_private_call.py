@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mcptt_sip.body import Part
+from mcptt_sip.mcptt.call import CallSettings
 from mcptt_sip.mcptt.callerrors import ChangeRefused, RegroupFailed
 from mcptt_sip.mcptt.client import McpttClient
 from mcptt_sip.mcptt.clientrequests import ClientRequests
@@ -82,12 +84,14 @@ async def test_each_direction_has_a_key_of_its_own_and_ends_with_the_call() -> N
         assert his.find_key(mki) is None
 
 
-async def test_a_private_call_ends_with_its_key() -> None:
+async def test_a_private_call_ends_with_its_key_by_the_time_of_day() -> None:
+    ahead = 0.0
     async with town() as here:
-        alice, bob = await here.phones("alice", "bob")
+        alice = await here.phone("alice", clock=lambda: time.time() + ahead, call=CallSettings(clock_check=0.1))
+        bob = await here.phone("bob")
         answering(bob)
         call = await alice.client.private_call(uri("bob"))
-        call._expired()
+        ahead = call.key.expiry - time.time() + 1.0
         assert "expired" in (await alice.until("ended"))["cause"]
         await bob.until("ended")
 
@@ -133,7 +137,7 @@ async def test_a_call_given_up_while_it_rings_is_over_for_all() -> None:
 
         @bob.client.on_private_call
         async def ring(invitation: PrivateInvitation) -> None:
-            invitation.session.progress(180, now=bob.client.now())
+            invitation.session.progress(180, now=bob.client.stack_time())
             bob.client.transmit()
 
         calling = asyncio.ensure_future(alice.client.private_call(uri("bob")))
@@ -263,7 +267,7 @@ async def test_a_re_invite_without_protected_media_is_refused_and_ends_nothing()
         _, _, mine, his = await two(here)
         assert mine.session is not None
         body = mine.client.describe(mine.media).encode().replace(b"RTP/SAVP", b"RTP/AVP")
-        request = mine.session.reinvite(body=body, content_type="application/sdp", now=mine.client.now())
+        request = mine.session.reinvite(body=body, content_type="application/sdp", now=mine.client.stack_time())
         answer = await mine.client._final(request)
         assert answer is not None and answer.status == 488
         assert not mine.ended.is_set() and not his.ended.is_set()

@@ -7,6 +7,7 @@ The number in a test's name is that of the rule in the README's table.
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,48 @@ async def test_rule_2_nobody_sends_under_a_key_after_its_expiry() -> None:
         assert call.keys.sending(alice.client.now()) is None
         for man in (alice, bob):
             assert "expired" in (await man.until("ended"))["cause"], "nothing can be said or heard any more"
+
+
+class SetClock:
+    """The time of day, as somebody has set it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+OFTEN = CallSettings(resend_after=0.3, send_attempts=3, add_timeout=3.0, clock_check=0.1)
+
+
+async def test_rule_2_a_clock_that_is_set_in_the_middle_of_a_call_counts_at_once() -> None:
+    """Keys go by the time of day: an hour's key is over for a phone that learns that an hour has passed."""
+    async with town() as here:
+        clock = SetClock()
+        alice = await here.phone("alice")
+        bob = await here.phone("bob", clock=clock, call=OFTEN)
+        await regroup_of(alice, "bob")
+        assert bob.call.keys.sending(clock()) is not None
+        clock.ahead, before = 3700.0, bob.client.stack_time()
+        assert bob.client.stack_time() - before < 60.0, "no timer of SIP goes by it"
+        await bob.until("sending-key", gmk_id=None)
+        assert "expired" in (await bob.until("ended"))["cause"]
+
+
+async def test_rule_2_an_initiator_whose_clock_is_set_makes_the_next_key_when_it_is_due_by_it() -> None:
+    async with town() as here:
+        clock = SetClock()
+        alice = await here.phone("alice", clock=clock, call=OFTEN)
+        bob = await here.phone("bob")
+        call = await regroup_of(alice, "bob")
+        first = call.distribution.current
+        assert first is not None
+        call.distribution.made_at -= 3600.0 * 0.75 - 250.0  # almost due
+        clock.ahead = 250.0  # its messages are still taken: five minutes
+        await alice.until("rekeyed")
+        assert call.distribution.current is not first and call.distribution.keyed() == {uri("bob")}
+        assert not bob.seen("ended")
 
 
 # --- rule 3 -----------------------------------------------------------------------------------------------

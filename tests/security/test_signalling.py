@@ -292,7 +292,7 @@ async def refer(call: InitiatedRegroup, refer_to: Sequence[str], parts: Sequence
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     request = call.session.send(
         "REFER", headers=[("Refer-To", value) for value in refer_to], body=body, content_type=content_type,
-        now=call.client.now(),
+        now=call.client.stack_time(),
     )
     request.context = answer
     call.client.transmit()
@@ -429,7 +429,7 @@ async def test_an_invitation_past_the_server_needs_the_signers_key_all_the_same(
         )
         session: InviteSession = mallory.client.stack.invite(
             f"sip:bob@{host}:{port};transport=tcp", from_=f"<{uri('alice')}>", to=f"<{uri('bob')}>", body=body,
-            content_type=content_type, now=mallory.client.now(),
+            content_type=content_type, now=mallory.client.stack_time(),
         )
         mallory.client.transmit()
         assert session
