@@ -85,8 +85,9 @@ class Leg:
     key_from: str | None = None
     #: MESSAGEs to him, from the first one on
     outbox: Outbox | None = None
-    #: what he takes the call for
+    #: what he takes the call for, and what he is being told that it is
     told: Urgency = Urgency.NORMAL
+    telling: Urgency | None = None
 
 
 #: challenges, missing extensions, session intervals and glare concern one hop (RFC 3261 21.4, RFC 4028 6)

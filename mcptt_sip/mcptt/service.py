@@ -105,7 +105,7 @@ class McpttService:
                 request.context.answered(now)
             case ResponseReceived(request, response) if isinstance(request.context, Leg):
                 if response.status >= 200:
-                    self.controlling.urgency.answered(request.context, response.status, now)
+                    self.controlling.urgency.answered(request.context, response, now)
             case RequestFailed(request, _) if isinstance(request.context, Leg):
                 self.controlling.urgency.answered(request.context, None, now)
             case Resubscribed(subscription, _):

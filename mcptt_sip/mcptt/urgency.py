@@ -19,11 +19,16 @@ from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.groupcall import ControllingSettings, GroupCall, Leg, Observer, Refusal
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.policy import Policy, Urgency, warning_text
+from mcptt_sip.message import Response
 
 log = logging.getLogger(__name__)
 
 #: seconds until a member is told whose session has something else under way
 _AGAIN = 0.5
+#: and of one who answers that he cannot just now, and does not say when
+_LATER = 5.0
+#: he has something else under way (RFC 3261 14.2), or cannot just now
+_BUSY = frozenset({480, 491, 500, 503})
 
 
 def urgency_of(info: McpttInfo) -> Urgency:
@@ -116,7 +121,8 @@ class UrgencyChanges:
     def tell(self, leg: Leg, now: float) -> None:
         """One member, unless he knows."""
         call = leg.call
-        if leg.told is call.urgency or leg.session.ended or call.legs.get(leg.user) is not leg:
+        known = leg.told is call.urgency or leg.telling is not None
+        if known or leg.session.ended or call.legs.get(leg.user) is not leg:
             return
         emergency, peril = statement(call.urgency, leg.told)
         info = McpttInfo(
@@ -139,13 +145,18 @@ class UrgencyChanges:
             log.debug("group=%s user=%s is told later: %s", call.group, leg.user, error)
             self._waiting[id(leg)] = (now + _AGAIN, leg)
             return
-        leg.told = call.urgency
+        leg.telling = call.urgency
 
-    def answered(self, leg: Leg, status: int | None, now: float) -> None:
+    def answered(self, leg: Leg, response: Response | None, now: float) -> None:
         """The end of a re-INVITE to a member: it may have changed again meanwhile."""
-        if status is None or status >= 300:
+        telling, leg.telling = leg.telling, None
+        if response is not None and response.status in _BUSY:
+            self._waiting[id(leg)] = (now + max(_AGAIN, response.headers.retry_after or _LATER), leg)
+            return
+        if response is None or response.status >= 300:
             # his call goes on, he only shows it as what it was (TS 24.379 has nothing better either)
-            log.info("group=%s user=%s does not take the change: %s", leg.call.group, leg.user, status)
+            log.info("group=%s user=%s does not take the change: %s", leg.call.group, leg.user, response)
+        leg.told = telling if telling is not None else leg.told
         self.tell(leg, now)
 
     # --- time -------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mcptt_sip.ops.admin_commands import app as admin
+from mcptt_sip.ops.config import CONTEXT, Config
 from mcptt_sip.ops.programs import ENVIRONMENT, FAILED, PASSED, USAGE
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings=CONTEXT,
 )
 
 app.add_typer(admin)
@@ -61,6 +63,7 @@ def demo(
         bool, typer.Option("--keep-keys", help="Leave every phone's group keys in OUT too; they open all media.")
     ] = False,
     verbose: Verbose = 0,
+    config: Config = None,
 ) -> None:
     """Run the whole temporary group call: a KMS, a server and five phones, judged step by step.
 
@@ -89,6 +92,7 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="Keep recordings, captures and logs here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per run.")] = False,
     verbose: Verbose = 0,
+    config: Config = None,
 ) -> None:
     """Run call scenarios as real processes. Exits 0 when all pass, 1 when one fails."""
     from mcptt_sip.ops.programs import set_up_logging
@@ -154,6 +158,7 @@ def kms(
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, on loopback only.")] = False,
     verbose: Verbose = 0,
+    config: Config = None,
 ) -> None:
     """Run a key management server (TS 33.180 Annex D). Prints one JSON line when it is ready.
 
@@ -235,6 +240,7 @@ def serve(
     store: Annotated[Path | None, typer.Option(help="Folder for what must survive a crash: accepted messages.")] = None,
     pcap: Pcap = None,
     verbose: Verbose = 0,
+    config: Config = None,
 ) -> None:
     """Run the MCPTT server: registrations, temporary group calls, floor control, media relay.
 
@@ -344,6 +350,7 @@ def phone(
         Path | None, typer.Option(help="Write the group keys here as JSON lines (mode 0600); they open all media.")
     ] = None,
     verbose: Verbose = 0,
+    config: Config = None,
 ) -> None:
     """Run an MCPTT client: commands are lines on standard input ("help" lists them), events are JSON lines."""
     from mcptt_sip.ops.phone import PhoneOptions, run_phone
@@ -430,6 +437,7 @@ def ua(
     tls_authorities: Annotated[Path | None, typer.Option(help="PEM file: whom to trust when calling over TLS.")] = None,
     pcap: Pcap = None,
     verbose: Verbose = 0,
+    config: Config = None,
 ) -> None:
     """Run an ordinary SIP telephone: answers, calls, registers, follows REFER, takes MESSAGE and OPTIONS.
 
@@ -508,6 +516,7 @@ def phones(
     odd: Annotated[str, typer.Option(help="How every --odd-one-in'th phone answers.")] = "auto",
     odd_one_in: Annotated[int, typer.Option(help="0: none.")] = 0,
     verbose: Verbose = 0,
+    config: Config = None,
 ) -> None:
     """Run many light phones in one process, for load: they answer, acknowledge keys, and count audio.
 

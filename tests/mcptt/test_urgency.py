@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mcptt_sip.incoming import ServerRequest
 from mcptt_sip.mcptt.contents import read_contents
 from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.groupcall import Refusal
@@ -229,3 +230,25 @@ def test_a_call_that_begins_as_an_emergency_is_its_initiators_to_take_back() -> 
     sent = alice.declare(session, emergency=False)
     exchange.run()
     assert alice.answer_to(sent).status == 200 and exchange.call.urgency is N
+
+
+def test_a_member_who_cannot_just_now_is_told_again() -> None:
+    """500 with Retry-After is what a re-INVITE gets while another change of his is not answered (RFC 3261 14.2)."""
+    exchange, phones, sessions = running()
+    answers = iter([(500, [("Retry-After", "2")]), (503, []), (200, [])])
+
+    def busy(incoming: ServerRequest, now: float) -> None:
+        status, headers = next(answers)
+        body = phones["dave"].describe().encode() if status == 200 else b""
+        kind = "application/sdp" if body else None
+        incoming.respond(status, headers=headers, body=body, content_type=kind, now=now)
+
+    phones["dave"]._answer = busy  # type: ignore[method-assign]
+    phones["bob"].declare(sessions["bob"], emergency=True)
+    exchange.run(1.0)
+    assert len(told(exchange, phones["dave"], sessions["dave"])) == 1
+    exchange.run(2.0)
+    assert len(told(exchange, phones["dave"], sessions["dave"])) == 2
+    exchange.run(60.0)
+    assert [info.emergency for info in told(exchange, phones["dave"], sessions["dave"])] == [True, True, True]
+    assert len(exchange.call.legs) == 4
