@@ -27,6 +27,8 @@ class Invariants:
         self.truth = truth
         self.phones = phones
         self.host = host
+        #: (group, user) who was told something else of his call than the server knows
+        self.misled: set[tuple[str, str]] = set()
         #: (phone, start, group) -> GMK-ID -> the key held under it after the last step
         self._held: dict[tuple[str, int, str], dict[int, TransportKey]] = {}
 
@@ -157,7 +159,9 @@ class Invariants:
                 elif (member := phone.call(call.group)) is None:
                     if noticed(leg.session):
                         truth.violate("10 state", f"{leg.user} is in {call.group}, says the server; he does not")
-                elif noticed(leg.session) and member.urgency is not call.urgency:
+                elif not noticed(leg.session) or (call.group, leg.user) in self.misled:
+                    continue
+                elif member.urgency is not call.urgency:
                     what = f"{member.urgency.value} to {leg.user}, {call.urgency.value} to the server"
                     truth.violate("10 state", f"{call.group} is {what}")
 

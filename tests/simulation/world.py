@@ -203,6 +203,8 @@ class World:
         legs = [leg for call in calls for leg in call.legs.values()]
         for leg in legs:
             if leg.session.call_id == message.headers.call_id:
+                if message.headers.cseq.method == "INVITE" and message.headers.to.tag is not None:
+                    self.invariants.misled.add((leg.call.group, leg.user))
                 self.touched[leg.call.group, "" if leg.initiator else leg.user] = self.truth.now
         to = {str(message.headers.to.uri), user_of(message)}
         for group in self.truth.groups.values():
