@@ -68,8 +68,13 @@ class Row:
 # --- messages
 
 
-def mcptt_invite() -> bytes:
-    """About 4 kB: SDP, mcptt-info, resource lists and an I_MESSAGE of 763 octets."""
+#: requests that are read in turn: more than any parser may remember
+DISTINCT = 10_000
+
+
+def mcptt_invite(number: int, users: int) -> bytes:
+    """About 4 kB: SDP, mcptt-info, resource lists and an I_MESSAGE of 763 octets. Each `number` has branches, tag,
+    Call-ID and CSeq of its own, and comes from one of so many `users`."""
     info = b"<mcpttinfo>" + b"<mcptt-request-uri>sip:bob@mcx.example</mcptt-request-uri>" * 12 + b"</mcpttinfo>"
     lists = b"<resource-lists><list><entry uri='sip:bob@mcx.example'/></list></resource-lists>" * 4
     sdp = SDP + b"a=rtpmap:96 opus/48000/2\r\na=ssrc:7 cname:x\r\nm=application 4001 udp MCPTT\r\n" * 3
@@ -82,14 +87,15 @@ def mcptt_invite() -> bytes:
         ],
         lambda: b"12345678",
     )
+    user = f"user{number % users:04}"
     head = (
         "INVITE sip:mcptt@mcx.example SIP/2.0\r\n"
-        "Via: SIP/2.0/TCP 192.0.2.1:5060;branch=z9hG4bKa8f1c9b3e4d5;rport\r\n"
-        "Via: SIP/2.0/TCP 192.0.2.2:5060;branch=z9hG4bKb8f1c9b3e4d5;received=192.0.2.77\r\n"
+        f"Via: SIP/2.0/TCP 192.0.2.1:5060;branch=z9hG4bKa{number:011x};rport\r\n"
+        f"Via: SIP/2.0/TCP 192.0.2.2:5060;branch=z9hG4bKb{number:011x};received=192.0.2.77\r\n"
         "Record-Route: <sip:192.0.2.2;lr;transport=tcp>\r\nRoute: <sip:192.0.2.9;lr>\r\n"
-        "From: \"Alice\" <sip:alice@mcx.example>;tag=8f1c9b3e4d5a6b7c\r\nTo: <sip:mcptt@mcx.example>\r\n"
-        "Call-ID: 8f1c9b3e4d5a6b7c8f1c9b3e4d5a6b7c\r\nCSeq: 314159 INVITE\r\nMax-Forwards: 70\r\n"
-        'Contact: <sip:alice@192.0.2.1:5060;transport=tcp>;+g.3gpp.mcptt;+g.3gpp.icsi-ref="urn%3Aurn-7%3A'
+        f'From: "Alice" <sip:{user}@mcx.example>;tag={number:016x}\r\nTo: <sip:mcptt@mcx.example>\r\n'
+        f"Call-ID: 8f1c9b3e4d5a6b7c{number:016x}\r\nCSeq: {314159 + number} INVITE\r\nMax-Forwards: 70\r\n"
+        f'Contact: <sip:{user}@192.0.2.1:5060;transport=tcp>;+g.3gpp.mcptt;+g.3gpp.icsi-ref="urn%3Aurn-7%3A'
         '3gpp-service.ims.icsi.mcptt"\r\n'
         'Accept-Contact: *;+g.3gpp.icsi-ref="urn%3Aurn-7%3A3gpp-service.ims.icsi.mcptt";require;explicit\r\n'
         "P-Preferred-Service: urn:urn-7:3gpp-service.ims.icsi.mcptt\r\nResource-Priority: mcpttp.5\r\n"
@@ -101,16 +107,18 @@ def mcptt_invite() -> bytes:
     return head.encode() + body
 
 
-def options() -> bytes:
-    """About 0.6 kB."""
+def options(number: int, users: int) -> bytes:
+    """About 0.6 kB, from one of so many `users` to another."""
+    user, peer = f"user{number % users:04}", f"peer{number % users:04}"
     return (
-        b"OPTIONS sip:bob@example.org SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bKa8f1c9b3e4d5;rport\r\n"
-        b"From: \"Alice\" <sip:alice@example.org>;tag=8f1c9b3e4d5a6b7c\r\nTo: <sip:bob@example.org>\r\n"
-        b"Call-ID: 8f1c9b3e4d5a6b7c8f1c9b3e4d5a6b7c@192.0.2.1\r\nCSeq: 314159 OPTIONS\r\nMax-Forwards: 70\r\n"
-        b"Contact: <sip:alice@192.0.2.1:5060>\r\nRoute: <sip:192.0.2.9;lr>\r\nAccept: application/sdp\r\n"
-        b"Supported: 100rel, timer, replaces\r\nAllow: INVITE, ACK, CANCEL, BYE, OPTIONS, MESSAGE, REFER\r\n"
-        b"User-Agent: benchmark of a stack\r\nContent-Type: application/sdp\r\nContent-Length: 0\r\n\r\n"
-    )
+        f"OPTIONS sip:{peer}@example.org SIP/2.0\r\n"
+        f"Via: SIP/2.0/UDP 192.0.2.1:5060;branch=z9hG4bK{number:012x};rport\r\n"
+        f'From: "Alice" <sip:{user}@example.org>;tag={number:016x}\r\nTo: <sip:{peer}@example.org>\r\n'
+        f"Call-ID: 8f1c9b3e4d5a6b7c{number:016x}@192.0.2.1\r\nCSeq: {314159 + number} OPTIONS\r\nMax-Forwards: 70\r\n"
+        f"Contact: <sip:{user}@192.0.2.1:5060>\r\nRoute: <sip:192.0.2.9;lr>\r\nAccept: application/sdp\r\n"
+        "Supported: 100rel, timer, replaces\r\nAllow: INVITE, ACK, CANCEL, BYE, OPTIONS, MESSAGE, REFER\r\n"
+        "User-Agent: benchmark of a stack\r\nContent-Type: application/sdp\r\nContent-Length: 0\r\n\r\n"
+    ).encode()
 
 
 def ours_read(octets: bytes) -> Any:
@@ -192,26 +200,37 @@ def interleaved(works: dict[str, Callable[[], Any]], seconds: float) -> dict[str
 
 
 def parsing(seconds: float) -> list[Row]:
+    """Every request differs from those before, as on a wire. What may be remembered of them is what comes again there:
+    the URIs of 200 users; `new users` is the time of requests in which the users' URIs never come again."""
     rows = []
-    for what, octets in (("MCPTT INVITE", mcptt_invite()), ("OPTIONS", options())):
-        reads: dict[str, Callable[[], Any]] = {"plain split": lambda o=octets: split_read(o)}
+    for what, make in (("MCPTT INVITE", mcptt_invite), ("OPTIONS", options)):
+        usual = [make(number, 200) for number in range(DISTINCT)]
+        strange = [make(number, DISTINCT) for number in range(DISTINCT)]
+
+        def over(work: Callable[[bytes], Any], requests: list[bytes]) -> Callable[[], Any]:
+            each = itertools.cycle(requests)
+            return lambda: work(next(each))
+
+        reads = {"plain split": over(split_read, usual)}
         writes: dict[str, Callable[[], Any]] = {}
         for name, (read, write) in readers().items():
             try:
-                read(octets)
+                read(usual[0])
                 if write is not None:
-                    write(octets)
+                    write(usual[0])
             except Exception as error:
                 print(f"{name} does not read the {what}: {type(error).__name__}: {error}", file=sys.stderr)
                 continue
-            reads[name] = lambda f=read, o=octets: f(o)
+            reads[name] = over(read, usual)
             if write is not None:
-                writes[name] = lambda f=write, o=octets: f(o)
+                writes[name] = over(write, usual)
+        reads["new users"] = over(ours_read, strange)
+        writes["new users"] = over(ours_write, strange)
         for verb, works in (("read 10 headers of", reads), ("read, change and write", writes)):
             best = interleaved(works, seconds)
             peers = [best[name] for name in ("sippy", "sipmessage") if name in best]
             figures = {name: f"{value * 1e6:.1f} us" for name, value in best.items()}
-            row = Row(f"{verb} {what}, {len(octets)} octets", figures)
+            row = Row(f"{verb} {what}, {len(usual[0])} octets", figures)
             if peers:
                 row.aim = "0.6 x the faster peer"
                 row.met = best["ours"] <= 0.6 * min(peers)
