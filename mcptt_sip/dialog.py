@@ -164,7 +164,7 @@ class Dialog:
         """A request of the peer came over `flow`."""
         self.flow = flow
         via = request.headers.top_via
-        alone = len(request.headers.values("via")) == 1
+        alone = request.headers.one_via
         self.sent_by = (via.host, via.port or _PORTS.get(via.transport.lower(), 5060)) if alone else None
 
     @property

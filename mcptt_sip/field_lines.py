@@ -48,6 +48,8 @@ _SPELLINGS = (
 _KEYS = {name: canonical(name) for name in _SPELLINGS.split(" ")}
 
 _ANSWERED = ("from", "to", "call-id", "cseq")
+#: headers of one value
+_SINGLE = ("call-id", "cseq", "from", "to", "max-forwards", "content-length", "content-type")
 
 # (key, name as written, unfolded value, raw line)
 _Line = tuple[str, str, str, str]
@@ -61,54 +63,63 @@ class Headers:
     header that is absent reads as ``None`` or an empty list, except From, To, Call-ID, CSeq, Via: `ParseError`.
     """
 
-    __slots__ = ("_lines", "_typed", "_values")
+    __slots__ = ("_fields", "_lines", "_typed")
 
     def __init__(self, pairs: HeaderItems = ()) -> None:
         self._lines: list[_Line] = []
-        self._values: dict[str, list[str]] = {}
+        self._fields: dict[str, list[_Line]] = {}  # the same lines by their key
         self._typed: dict[str, object] = {}
-        self.extend(pairs)
+        if pairs:
+            self.extend(pairs)
 
     @classmethod
     def scan(cls, text: str, limit: int) -> tuple[Headers, tuple[str, int] | None]:
         """Read a header section (without its blank line). With it comes the first fault and where (in
         characters), or ``None``: the lines that can be read are there all the same, to answer with."""
-        self = cls.__new__(cls)
-        lines: list[_Line] = []
-        values: dict[str, list[str]] = {}
-        self._lines, self._values, self._typed = lines, values, {}
-        fault: tuple[str, int] | None = None
+        self = cls()
         if not text:
             return self, None
-        folded = "\r\n " in text or "\r\n\t" in text
-        # a CR or LF that ends no line; it is looked for once, as there is hardly ever one
-        bare = text.count("\r") != (ends := text.count("\r\n")) or text.count("\n") != ends
-        raw_lines = _line_end.split(text) if folded else text.split("\r\n")
-        if len(raw_lines) > limit:
-            return self, ("too many header lines", len(text))
-        at = 0
+        lines, fields = self._lines, self._fields
+        raw_lines = text.split("\r\n")
+        ends = len(raw_lines) - 1
+        if ends >= limit or text.count("\r") != ends or text.count("\n") != ends:
+            return cls._scan_unusual(text, limit)
         for raw in raw_lines:
             name, colon, value = raw.partition(":")
-            key = _KEYS.get(name) if colon else ""
+            key = _KEYS.get(name)
             if key is None:  # not one of the usual spellings
                 name = name.rstrip(" \t")
                 key = canonical(name) if is_token(name) else ""
-            if not key:
-                fault = fault or ("not a header line", at)
+            if not key or not colon:
+                return cls._scan_unusual(text, limit)
+            line = (key, name, value.strip(" \t"), raw)
+            lines.append(line)
+            if key in fields:
+                fields[key].append(line)
             else:
-                if folded and "\r\n" in value:
-                    value = _fold.sub(" ", value)
-                value = value.strip(" \t")
-                if bare and ("\r" in value or "\n" in value):
-                    # left out, so that no answer repeats what a careless peer would read as two lines
-                    fault = fault or ("a bare CR or LF in a header", at)
-                    at += len(raw) + 2
-                    continue
-                lines.append((key, name, value, raw))
-                if key in values:
-                    values[key].append(value)
-                else:
-                    values[key] = [value]
+                fields[key] = [line]
+        return self, None
+
+    @classmethod
+    def _scan_unusual(cls, text: str, limit: int) -> tuple[Headers, tuple[str, int] | None]:
+        """The same for a section with folded lines, or with a fault in it."""
+        self = cls()
+        raw_lines = _line_end.split(text)
+        if len(raw_lines) > limit:
+            return self, ("too many header lines", len(text))
+        fault: tuple[str, int] | None = None
+        at = 0
+        for raw in raw_lines:
+            name, colon, value = raw.partition(":")
+            name = name.rstrip(" \t")
+            value = _fold.sub(" ", value).strip(" \t")
+            if not colon or not is_token(name):
+                fault = fault or ("not a header line", at)
+            elif "\r" in value or "\n" in value:
+                # left out, so that no answer repeats what a careless peer would read as two lines
+                fault = fault or ("a bare CR or LF in a header", at)
+            else:
+                self._append((canonical(name), name, value, raw))
             at += len(raw) + 2
         return self, fault
 
@@ -116,27 +127,27 @@ class Headers:
 
     def get(self, name: str) -> str | None:
         """The value of the first line of this name, unfolded; ``None`` when absent."""
-        found = self._values.get(name) or self._values.get(canonical(name))
-        return found[0] if found else None
+        found = self._fields.get(name) or self._fields.get(canonical(name))
+        return found[0][2] if found else None
 
     def get_all(self, name: str) -> list[str]:
         """The value of each line of this name."""
-        return list(self._values.get(canonical(name), ()))
+        return [line[2] for line in self._fields.get(canonical(name), ())]
 
     def values(self, name: str) -> list[str]:
         """Each value of this name, over all lines, lists cut at commas."""
-        return [value for line in self._values.get(canonical(name), ()) for value in split_list(line)]
+        return [value for line in self._fields.get(canonical(name), ()) for value in split_list(line[2])]
 
     def count(self, name: str) -> int:
         """How many lines have this name (canonical, lower case)."""
-        return len(self._values.get(name, ()))
+        return len(self._fields.get(name, ()))
 
     def items(self) -> Iterator[tuple[str, str]]:
         """(name as written, unfolded value) of each line in order."""
         return ((name, value) for _, name, value, _ in self._lines)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and canonical(name) in self._values
+        return isinstance(name, str) and (name in self._fields or canonical(name) in self._fields)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -148,42 +159,44 @@ class Headers:
 
     def add(self, name: str, value: object) -> None:
         """Append a line."""
-        self._insert(len(self._lines), name, value)
+        line = _line(name, value)
+        self._append(line)
+        self._typed.pop(line[0], None)
 
     def add_first(self, name: str, value: object) -> None:
         """Put a line before all others: a Via, a Route."""
-        self._insert(0, name, value)
+        line = _line(name, value)
+        self._lines.insert(0, line)
+        self._fields.setdefault(line[0], []).insert(0, line)
+        self._typed.pop(line[0], None)
 
     def set(self, name: str, value: object) -> None:
         """Make this the only line of its name, where its first one stood, else at the end."""
         key = canonical(name)
-        at = next((i for i, line in enumerate(self._lines) if line[0] == key), None)
-        if at is None:
+        known = self._fields.get(key)
+        if known is None:
             self.add(name, value)
             return
-        text = _checked(name, value)
-        self._lines[at] = (key, name, text, f"{name}: {text}")
-        if len(self._values[key]) > 1:
-            self._lines = [line for i, line in enumerate(self._lines) if line[0] != key or i == at]
-        self._values[key] = [text]
-        self._typed.pop(key, None)
+        self.replace_first(name, value)
+        if len(known) > 1:
+            self._lines = [line for line in self._lines if line[0] != key or line is known[0]]
+            del known[1:]
 
     def replace_first(self, name: str, value: object) -> None:
-        """Change the first line of this name only (the top Via)."""
-        key = canonical(name)
-        for at, line in enumerate(self._lines):
-            if line[0] == key:
-                text = _checked(name, value)
-                self._lines[at] = (key, name, text, f"{name}: {text}")
-                self._values[key][0] = text
-                self._typed.pop(key, None)
-                return
-        self.add_first(name, value)
+        """Change the first line of this name only (the top Via); where there is none, it comes before all others."""
+        line = _line(name, value)
+        known = self._fields.get(line[0])
+        if known is None:
+            self.add_first(name, value)
+            return
+        self._lines[self._lines.index(known[0])] = line
+        known[0] = line
+        self._typed.pop(line[0], None)
 
     def remove(self, name: str) -> None:
         """Drop every line of this name."""
         key = canonical(name)
-        if self._values.pop(key, None) is not None:
+        if self._fields.pop(key, None) is not None:
             self._lines = [line for line in self._lines if line[0] != key]
             self._typed.pop(key, None)
 
@@ -194,113 +207,144 @@ class Headers:
 
     def copy_from(self, other: Headers, name: str) -> None:
         """Append the lines of this name (canonical) of `other` in their raw form."""
-        values = other._values.get(name)
-        if not values:
-            return
-        for line in other._lines:
-            if line[0] == name:
-                self._lines.append(line)
-        self._values.setdefault(name, []).extend(values)
+        for line in other._fields.get(name, ()):
+            self._append(line)
         self._typed.pop(name, None)
 
     @classmethod
-    def answering(cls, other: Headers) -> Headers:
+    def answering(cls, other: Headers, to: str | None = None) -> Headers:
         """What a response has of its request, in raw form: every Via, then one From, To, Call-ID, CSeq (of a header
-        that a broken request repeats, the first)."""
-        made = cls.__new__(cls)
-        values = other._values
-        wanted = {name: None for name in _ANSWERED if name in values}
-        vias: list[_Line] = []
-        first: dict[str, _Line] = {}
-        for line in other._lines:
-            key = line[0]
-            if key == "via":
-                vias.append(line)
-            elif key in wanted and key not in first:
-                first[key] = line
-        made._lines = [*vias, *(first[name] for name in wanted)]
-        made._values = {name: [first[name][2]] for name in wanted}
-        if vias:
-            made._values["via"] = [line[2] for line in vias]
-        typed = other._typed
-        made._typed = {name: typed[name] for name in _ANSWERED if name in typed}
+        that a broken request repeats, the first). `to`: what its To says instead."""
+        made = cls()
+        fields = other._fields
+        vias = fields.get("via")
+        if vias is not None:
+            made._fields["via"] = list(vias)
+            made._lines += vias
+        for name in _ANSWERED:
+            if name in fields:
+                first = fields[name][0] if name != "to" or to is None else _line("To", to)
+                made._fields[name] = [first]
+                made._lines.append(first)
         return made
 
     def copy(self) -> Headers:
         """An independent copy."""
-        made = Headers.__new__(Headers)
+        made = Headers()
         made._lines = list(self._lines)
-        made._values = {key: list(values) for key, values in self._values.items()}
+        made._fields = {key: list(lines) for key, lines in self._fields.items()}
         made._typed = dict(self._typed)
         return made
 
-    def _insert(self, at: int, name: str, value: object) -> None:
-        text = _checked(name, value)
-        key = canonical(name)
-        self._lines.insert(at, (key, name, text, f"{name}: {text}"))
-        if at == 0:
-            self._values.setdefault(key, []).insert(0, text)
+    def add_missing(self, others: Headers) -> None:
+        """Append what `others` has under names that do not stand here."""
+        for key, lines in others._fields.items():
+            if key not in self._fields:
+                self._lines += lines
+                self._fields[key] = list(lines)
+                self._typed.pop(key, None)
+
+    def _append(self, line: _Line) -> None:
+        self._lines.append(line)
+        key = line[0]
+        if key in self._fields:
+            self._fields[key].append(line)
         else:
-            self._values.setdefault(key, []).append(text)
-        self._typed.pop(key, None)
+            self._fields[key] = [line]
 
     def encode(self, start_line: str, body: bytes) -> bytes:
         """The whole message. Content-Length is put right."""
-        length = self._values.get("content-length")
-        if length is None or len(length) != 1 or length[0] != str(len(body)):
-            if length is None or self.content_length_differs(len(body)):
-                self.set("Content-Length", len(body))
-        head = "\r\n".join([start_line, *(line[3] for line in self._lines), "", ""])
+        length = self._fields.get("content-length")
+        text = str(len(body))
+        if length is None:
+            self._append(("content-length", "Content-Length", text, f"Content-Length: {text}"))
+        elif (length[0][2] != text or len(length) > 1) and self.content_length_differs(len(body)):
+            self.set("Content-Length", text)
+        head = "\r\n".join([start_line, *[line[3] for line in self._lines], "", ""])
         return head.encode("utf-8", "surrogateescape") + body
 
     def content_length_differs(self, length: int) -> bool:
         """Whether Content-Length says something else than `length` (leading zeros are the same)."""
-        values = self._values.get("content-length", [])
+        values = self.get_all("content-length")
         return len(values) != 1 or not values[0].isdigit() or int(values[0]) != length
 
     # typed access
 
+    def read_obligatory(self) -> None:
+        """Reads the headers without which no message can be handled (RFC 3261 8.1.1, 8.2.6.2): Via, From, To, Call-ID,
+        CSeq, and Content-Length where it stands. The results are kept. Raises `ParseError`, also when a header of one
+        value stands twice."""
+        fields, typed = self._fields, self._typed
+        if len(fields) != len(self._lines):
+            for key in _SINGLE:
+                if self.count(key) > 1:
+                    raise ParseError(f"{key} stands twice")
+        for key, name, read in _OBLIGATORY:
+            lines = fields.get(key)
+            if lines is None:
+                if key == "content-length":
+                    return
+                raise ParseError(f"{name}: {key} is missing")
+            try:
+                typed[key] = read(lines[0][2])
+            except ParseError as error:
+                raise ParseError(f"{name}: {error.reason}", status=error.status) from None
+
     def _one(self, key: str, parse: Callable[[str], T]) -> T | None:
         found = self._typed.get(key)
         if found is None:
-            values = self._values.get(key)
-            if not values:
+            lines = self._fields.get(key)
+            if lines is None:
                 return None
-            found = self._typed[key] = parse(values[0])
+            found = self._typed[key] = parse(lines[0][2])
         return found  # type: ignore[return-value]
 
     def _must(self, key: str, parse: Callable[[str], T]) -> T:
-        found = self._one(key, parse)
-        if found is None:
+        lines = self._fields.get(key)
+        if lines is None:
             raise ParseError(f"{key} is missing")
+        found = self._typed[key] = parse(lines[0][2])
         return found
 
     def _list(self, key: str, parse: Callable[[str], T]) -> list[T]:
         found = self._typed.get(key)
         if found is None:
-            found = self._typed[key] = [parse(value) for value in self.values(key)]
+            lines = self._fields.get(key, ())
+            if len(lines) == 1 and "," not in lines[0][2]:
+                found = [parse(lines[0][2])]
+            else:
+                found = [parse(value) for value in self.values(key)]
+            self._typed[key] = found
         return found  # type: ignore[return-value]
 
     def _options(self, key: str) -> list[str]:
-        return [tag for line in self._values.get(key, ()) for tag in parse_options(line)]
+        lines = self._fields.get(key)
+        return [] if lines is None else [tag for line in lines for tag in parse_options(line[2])]
 
     @property
     def top_via(self) -> Via:
         """The first Via value."""
         found = self._typed.get("via")
         if found is None:
-            lines = self._values.get("via")
-            if not lines:
+            lines = self._fields.get("via")
+            if lines is None:
                 raise ParseError("via is missing")
-            first = lines[0]
-            found = self._typed["via"] = Via.parse(split_list(first)[0] if "," in first else first)
+            found = self._typed["via"] = _first_via(lines[0][2])
         return found  # type: ignore[return-value]
 
     @property
     def via(self) -> list[Via]:
         """Every Via, topmost first."""
+        if self.one_via:
+            return [self.top_via]
         values = self.values("via")
         return [self.top_via, *map(Via.parse, values[1:])] if values else []
+
+    @property
+    def one_via(self) -> bool:
+        """Whether there is one Via value and no other: no proxy stands between."""
+        lines = self._fields.get("via", ())
+        return len(lines) == 1 and ("," not in lines[0][2] or len(split_list(lines[0][2])) == 1)
 
     @property
     def from_(self) -> NameAddr:
@@ -330,7 +374,8 @@ class Headers:
     @property
     def contact_star(self) -> bool:
         """Whether Contact is ``*`` (RFC 3261 10.2.2)."""
-        return self._values.get("contact") == ["*"]
+        lines = self._fields.get("contact")
+        return lines is not None and len(lines) == 1 and lines[0][2] == "*"
 
     @property
     def route(self) -> list[NameAddr]:
@@ -402,10 +447,10 @@ class Headers:
     @property
     def accept(self) -> list[MediaType] | None:
         """Accept; ``None`` when absent (application/sdp is meant), empty when it accepts nothing."""
-        lines = self._values.get("accept")
+        lines = self._fields.get("accept")
         if lines is None:
             return None
-        return [MediaType.parse(value) for line in lines if line for value in split_list(line)]
+        return [MediaType.parse(value) for line in lines if line[2] for value in split_list(line[2])]
 
     @property
     def event(self) -> Event | None:
@@ -485,6 +530,10 @@ class Headers:
         return self._list("p-asserted-identity", NameAddr.parse)
 
 
+def _first_via(text: str) -> Via:
+    return Via.parse(split_list(text)[0] if "," in text else text)
+
+
 def _word(text: str) -> str:
     if not text or " " in text or "\t" in text:
         raise ParseError("not one word")
@@ -497,10 +546,26 @@ def _length(text: str) -> int:
     return int(text)
 
 
-def _checked(name: str, value: object) -> str:
+#: (key, name in an error, what reads it), Content-Length last
+_OBLIGATORY: tuple[tuple[str, str, Callable[[str], object]], ...] = (
+    ("via", "Via", _first_via),
+    ("from", "From", NameAddr.parse),
+    ("to", "To", NameAddr.parse),
+    ("call-id", "Call-ID", _word),
+    ("cseq", "CSeq", CSeq.parse),
+    ("content-length", "Content-Length", _length),
+)
+
+
+def _line(name: str, value: object) -> _Line:
+    """The line that a name and a value make; refuses what would make several."""
+    key = _KEYS.get(name)
+    if key is None:
+        if not is_token(name):
+            raise LocalProtocolError(f"{name!r} is no header name")
+        key = canonical(name)
     text = str(value)
-    if not is_token(name):
-        raise LocalProtocolError(f"{name!r} is no header name")
     if "\r" in text or "\n" in text:
         raise LocalProtocolError(f"a line break in {name}")
-    return text.strip(" \t")
+    text = text.strip(" \t")
+    return key, name, text, f"{name}: {text}"

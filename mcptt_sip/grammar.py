@@ -101,7 +101,9 @@ class Params:
                 raise ParseError("not a parameter", offset=at)
             items.append(match.groups())  # type: ignore[arg-type]
             at = match.end()
-        return cls(items)
+        made = cls.__new__(cls)
+        made._items = tuple(items)
+        return made
 
     def raw(self, name: str) -> str | None:
         """The first value of `name` as written, with its quotes."""
@@ -113,10 +115,15 @@ class Params:
 
     def get(self, name: str) -> str | None:
         """The first value of `name` without quotes; ``""`` when it stands alone; ``None`` when absent."""
+        items = self._items
+        if not items:
+            return None
         name = name.lower()
-        for key, value in self._items:
+        for key, value in items:
             if key == name or key.lower() == name:
-                return "" if value is None else unquote(value)
+                if value is None:
+                    return ""
+                return unquote(value) if value[:1] == '"' else value
         return None
 
     def with_(self, name: str, value: str | None = None) -> Params:
@@ -135,7 +142,7 @@ class Params:
         return Params(item for item in self._items if item[0].lower() != name)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and any(key.lower() == name.lower() for key, _ in self._items)
+        return isinstance(name, str) and bool(self._items) and self.get(name) is not None
 
     def __iter__(self) -> Iterator[tuple[str, str | None]]:
         return iter(self._items)

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from mcptt_sip.errors import ParseError
 from mcptt_sip.grammar import QUOTED, TOKEN, Params, format_host, is_token, quote, unquote
-from mcptt_sip.uri import SipUri, Uri, parse_host_port, parse_uri
+from mcptt_sip.uri import HOST_PORT, SipUri, Uri, host_and_port, parse_uri
 
 __all__ = [
     "COMPACT",
@@ -67,7 +68,9 @@ _name_addr = re.compile(
     r"<[ \t]*(?P<uri>[^<> \t\"]+)[ \t]*>"
 ).match
 _addr_spec = re.compile(r"[ \t]*(?P<uri>[^<>\s;,\"?]+)[ \t]*").match
-_via = re.compile(rf"[ \t]*({TOKEN})[ \t]*/[ \t]*({TOKEN})[ \t]*/[ \t]*({TOKEN})[ \t]+").match
+_via = re.compile(
+    rf"[ \t]*{TOKEN}[ \t]*/[ \t]*({TOKEN})[ \t]*/[ \t]*({TOKEN})[ \t]+{HOST_PORT}[ \t]*"
+).match
 _cseq = re.compile(rf"[ \t]*([0-9]{{1,20}})[ \t]+({TOKEN})[ \t]*").fullmatch
 _rack = re.compile(rf"[ \t]*([0-9]{{1,20}})[ \t]+([0-9]{{1,20}})[ \t]+({TOKEN})[ \t]*").fullmatch
 _media = re.compile(rf"[ \t]*({TOKEN})[ \t]*/[ \t]*({TOKEN})[ \t]*").match
@@ -108,18 +111,7 @@ class NameAddr:
     def parse(cls, text: str) -> NameAddr:
         """Parse one name-addr or addr-spec with its parameters (RFC 3261 20.10: without ``<>`` they are the
         header's, and ``?`` is an error)."""
-        match = _name_addr(text)
-        if match is not None:
-            quoted = match["quoted"]
-            display = unquote(quoted) if quoted is not None else match["words"]
-        else:
-            match = _addr_spec(text)
-            if match is None:
-                raise ParseError("neither name-addr nor addr-spec")
-            display = None
-        end = match.end()
-        uri = parse_uri(match["uri"])
-        return cls(uri, display, Params.parse(text, end) if end < len(text) else _EMPTY, text)
+        return _kept_name_addr(text) if len(text) <= _KEPT_LENGTH else _read_name_addr(text)
 
     @classmethod
     def of(cls, value: NameAddr | Uri | str) -> NameAddr:
@@ -148,6 +140,28 @@ class NameAddr:
         return f"{display}<{self.uri}>{self.params}"
 
 
+#: the same addresses stand in every message of a dialog, and in many calls of a user: so many are kept parsed, each of
+#: at most so many characters
+_KEPT_ADDRESSES, _KEPT_LENGTH = 4096, 256
+
+
+def _read_name_addr(text: str) -> NameAddr:
+    match = _name_addr(text)
+    if match is not None:
+        quoted, words, uri = match.groups()
+        display = unquote(quoted) if quoted is not None else words
+    else:
+        match = _addr_spec(text)
+        if match is None:
+            raise ParseError("neither name-addr nor addr-spec")
+        display, uri = None, match["uri"]
+    end = match.end()
+    return NameAddr(parse_uri(uri), display, Params.parse(text, end) if end < len(text) else _EMPTY, text)
+
+
+_kept_name_addr = lru_cache(_KEPT_ADDRESSES)(_read_name_addr)
+
+
 @dataclass(frozen=True, slots=True)
 class Via:
     """One Via value (RFC 3261 20.42, 3581). `transport` in upper case; `host` without brackets."""
@@ -164,9 +178,10 @@ class Via:
         match = _via(text)
         if match is None:
             raise ParseError("not a Via")
-        host, port, end = parse_host_port(text, match.end())
-        params = Params.parse(text, end) if end < len(text) else _EMPTY
-        return cls(match[3].upper(), host, port, params, match[2])
+        version, transport, sent_by, port = match.groups()
+        host, number = host_and_port(sent_by, port)
+        end = match.end()
+        return cls(transport.upper(), host, number, Params.parse(text, end) if end < len(text) else _EMPTY, version)
 
     @property
     def branch(self) -> str | None:
@@ -501,9 +516,9 @@ def parse_options(text: str) -> list[str]:
     if not text.strip():
         return []
     tags = [part.strip() for part in text.split(",")]
-    for tag in tags:
-        if not is_token(tag):
-            raise ParseError(f"{tag[:40]!r} is not a token")
+    if not is_token("".join(tags)) or "" in tags:
+        wrong = next(tag for tag in tags if not is_token(tag))
+        raise ParseError(f"{wrong[:40]!r} is not a token")
     return tags
 
 

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from mcptt_sip.errors import LocalProtocolError, ParseError
 from mcptt_sip.field_lines import HeaderItems, Headers
@@ -118,15 +117,17 @@ class Request:
         `to_tag` is added to a To that has none. A 100 copies Timestamp; Record-Route and Contact are for
         whoever makes a dialog.
         """
-        made = Headers.answering(self.headers)
+        to_with_tag: str | None = None
         if to_tag is not None and status > 100:
             try:
                 to = self.headers.to
             except ParseError:
                 # nothing can be added to what is no name-addr, or not there; a 400 says so all the same
-                to = None
-            if to is not None and to.tag is None:
-                made.set("To", f"{str(to).rstrip()};tag={to_tag}")
+                pass
+            else:
+                if to.tag is None:
+                    to_with_tag = f"{str(to).rstrip()};tag={to_tag}"
+        made = Headers.answering(self.headers, to_with_tag)
         if status == 100:
             made.copy_from(self.headers, "timestamp")
         made.extend(headers)
@@ -183,7 +184,6 @@ class Response:
 _request_line = re.compile(rf"({TOKEN}) ([^\s<>]+) [Ss][Ii][Pp]/2\.0").fullmatch
 _version = re.compile(r"SIP/([0-9]+\.[0-9]+)", re.IGNORECASE).fullmatch
 _status_line = re.compile(r"[Ss][Ii][Pp]/2\.0 ([1-6][0-9]{2})(?: ([^\r\n]*))?").fullmatch
-_single = ("call-id", "cseq", "from", "to", "max-forwards", "content-length", "content-type")
 
 
 def parse(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Request | Response:
@@ -233,7 +233,7 @@ def parse(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Request | Response:
             raise ParseError(header_fault[0], offset=_octets(head, len(first) + 2 + header_fault[1]) + start)
         if body_at == end:
             raise ParseError("the header section does not end", offset=len(data))
-        _check(message, is_request, start)
+        _check(message, start)
         length = headers.content_length
         if length is None:
             message.body = data[body_at:]
@@ -257,36 +257,20 @@ def _octets(text: str, length: int) -> int:
     return len(text[:length].encode("utf-8", "surrogateescape"))
 
 
-def _check(message: Request | Response, is_request: bool, start: int) -> None:
-    """The headers without which no message can be handled (RFC 3261 8.1.1, 8.2.6.2)."""
+def _check(message: Request | Response, start: int) -> None:
+    """The headers without which no message can be handled, and what they say of each other."""
     headers = message.headers
-    values = headers._values
-    if len(values) != len(headers):  # some header stands more than once
-        for name in _single:
-            if headers.count(name) > 1:
-                raise ParseError(f"{name} stands twice", offset=start)
-    # read once here; the results are kept
-    for name, read in _OBLIGATORY:
-        try:
-            read(headers)
-        except ParseError as error:
-            raise ParseError(f"{name}: {error.reason}", offset=start, status=error.status) from None
+    try:
+        headers.read_obligatory()
+    except ParseError as error:
+        error.offset = start
+        raise
     if isinstance(message, Request):
         uri = message.uri
         if isinstance(uri, SipUri) and uri.headers:
             raise ParseError("headers in a Request-URI", offset=start)
         if headers.cseq.method != message.method:
             raise ParseError("the CSeq names another method", offset=start)
-
-
-_OBLIGATORY: tuple[tuple[str, Any], ...] = (
-    ("Via", lambda h: h.top_via),
-    ("From", lambda h: h.from_),
-    ("To", lambda h: h.to),
-    ("Call-ID", lambda h: h.call_id),
-    ("CSeq", lambda h: h.cseq),
-    ("Content-Length", lambda h: h.content_length),
-)
 
 
 class KeepAlive(Enum):
@@ -297,7 +281,7 @@ class KeepAlive(Enum):
 
 
 _content_length = re.compile(
-    rb"(?:^|\r\n)(?:content-length|l)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)", re.IGNORECASE
+    rb"\r\n(?:content-length|l)[ \t]*:([^\r\n]*(?:\r\n[ \t][^\r\n]*)*)", re.IGNORECASE
 )
 
 
@@ -371,7 +355,7 @@ class MessageFramer:
         return message
 
     def _length(self, head: bytes) -> int:
-        values = _content_length.findall(head)
+        values = _content_length.findall(b"\r\n" + head)
         reason, status = "", 400
         if len(values) != 1:
             reason = "a stream needs exactly one Content-Length"

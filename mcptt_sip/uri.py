@@ -12,14 +12,17 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
 from mcptt_sip.errors import ParseError
 from mcptt_sip.grammar import Params, format_host
 
-__all__ = ["AbsoluteUri", "SipUri", "TelUri", "Uri", "is_address", "parse_host_port", "parse_uri"]
+__all__ = ["HOST_PORT", "AbsoluteUri", "SipUri", "TelUri", "Uri", "host_and_port", "is_address", "parse_uri"]
 
+#: sent-by = host [ COLON port ], host and port as groups
+HOST_PORT = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-_.]+)(?:[ \t]*:[ \t]*([0-9]{1,5}))?"
 _USER_SAFE = "-_.!~*'()&=+$,;?/"
 _HEADER_SAFE = "-_.!~*'()[]/?:+$"
 _sip = re.compile(
@@ -34,7 +37,6 @@ _scheme = re.compile(r"([A-Za-z][A-Za-z0-9+\-.]*):").match
 _plain_name = re.compile(r"[A-Za-z0-9\-_.!~*'()\[\]/:&+$]+").fullmatch
 _bad_escape = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 _absolute = re.compile(r"[A-Za-z0-9\-_.!~*'()%;/?:@&=+$,\[\]#]+").fullmatch
-_host_port = re.compile(r"[ \t]*(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-_.]+)(?:[ \t]*:[ \t]*([0-9]{1,5}))?[ \t]*")
 _tel_number = re.compile(r"\+[0-9\-.()]*[0-9][0-9\-.()]*|[0-9A-Fa-f*#\-.()]+").fullmatch
 _tel_separators = re.compile(r"[\-.()]")
 
@@ -59,15 +61,12 @@ def _host(text: str) -> str:
     return inner
 
 
-def parse_host_port(text: str, at: int = 0) -> tuple[str, int | None, int]:
-    """``host[:port]`` at `at`: host without brackets, port or ``None``, and where it ends."""
-    match = _host_port.match(text, at)
-    if match is None:
-        raise ParseError("no host", offset=at)
-    port = None if match[2] is None else int(match[2])
-    if port is not None and port > 65535:
-        raise ParseError("a port above 65535", offset=match.start(2))
-    return _host(match[1]), port, match.end()
+def host_and_port(host: str, port: str | None) -> tuple[str, int | None]:
+    """A host without brackets and a port as a number, from the text of both (`HOST_PORT`)."""
+    number = None if port is None else int(port)
+    if number is not None and number > 65535:
+        raise ParseError("a port above 65535")
+    return _host(host), number
 
 
 def is_address(host: str) -> bool:
@@ -112,11 +111,9 @@ class SipUri:
         scheme, user, password, host, port, params, headers = match.groups()
         if "%" in text and _bad_escape(text):
             raise ParseError("a percent sign without two hexadecimal digits", offset=text.index("%"))
-        number = None if port is None else int(port)
-        if number is not None and number > 65535:
-            raise ParseError("a port above 65535")
+        plain_host, number = host_and_port(host, port)
         return cls(
-            _host(host),
+            plain_host,
             None if user is None else _unescape(user),
             number,
             _uri_params(params) if params else _NO_PARAMS,
@@ -281,10 +278,16 @@ class AbsoluteUri:
 Uri = SipUri | TelUri | AbsoluteUri
 
 
+#: the same few URIs stand in message after message: so many are kept parsed, each of at most so many characters
+_KEPT_URIS, _KEPT_LENGTH = 4096, 256
+
+
 def parse_uri(text: str) -> Uri:
     """Any URI: `SipUri`, `TelUri`, or `AbsoluteUri` for every other scheme."""
-    if text.startswith("sip:"):
-        return SipUri.parse(text)
+    return _kept_uri(text) if len(text) <= _KEPT_LENGTH else _read_uri(text)
+
+
+def _read_uri(text: str) -> Uri:
     match = _scheme(text)
     if match is None:
         raise ParseError(f"not a URI: {text[:80]!r}")
@@ -296,3 +299,6 @@ def parse_uri(text: str) -> Uri:
     if _absolute(text) is None or (_bad_escape(text) and scheme in ("http", "https", "urn")):
         raise ParseError(f"not a URI: {text[:80]!r}")
     return AbsoluteUri(scheme, text)
+
+
+_kept_uri = lru_cache(_KEPT_URIS)(_read_uri)

@@ -290,6 +290,35 @@ def test_a_header_cannot_carry_another_line(name: str, value: str) -> None:
     assert octets.count(b"\r\n") == expected, "status line, the header, Content-Length, blank line"
 
 
+def test_a_header_that_was_read_as_absent_is_read_anew_once_it_is_there() -> None:
+    change: list[Callable[[Headers], object]] = [
+        lambda headers: headers.add("Contact", "<sip:a@b>"),
+        lambda headers: headers.add_first("m", "<sip:a@b>"),
+        lambda headers: headers.set("contact", "<sip:a@b>"),
+        lambda headers: headers.replace_first("Contact", "<sip:a@b>"),
+        lambda headers: headers.copy_from(Headers([("Contact", "<sip:a@b>")]), "contact"),
+        lambda headers: headers.add_missing(Headers([("Contact", "<sip:a@b>")])),
+    ]
+    for make in change:
+        headers = Headers([("To", "<sip:b@b>")])
+        assert headers.contact == []
+        make(headers)
+        assert [str(value) for value in headers.contact] == ["<sip:a@b>"]
+
+
+def test_what_is_kept_parsed_is_short_and_never_what_is_wrong() -> None:
+    """A peer can fill what is kept with little, and cannot put an error there."""
+    kept = "sip:alice@example.org"
+    assert parse_uri(kept) is parse_uri(kept)
+    long = f"sip:{'a' * 300}@example.org"
+    assert parse_uri(long) == parse_uri(long) and parse_uri(long) is not parse_uri(long)
+    address = f"<{kept}>;tag={'a' * 300}"
+    assert NameAddr.parse(address) == NameAddr.parse(address) and NameAddr.parse(address) is not NameAddr.parse(address)
+    for _ in range(2):
+        with pytest.raises(ParseError):
+            parse_uri("sip:")
+
+
 # --- streams
 
 
