@@ -173,10 +173,10 @@ class SipEndpoint:
 
     def _write(self, outgoing: Outgoing, octets: bytes, flow: Flow) -> None:
         at = self._clock()  # before the peer can have it
-        if self._transport.send(octets, flow):
-            self._record(Direction.SENT, flow, octets, at)
-        else:
+        if not self._transport.send(octets, flow):
             self.stack.send_failed(outgoing, at)
+        elif self._trace is not None:
+            self._trace(MessageRecord(at, Direction.SENT, flow, octets))
 
     async def _open(self, outgoing: Outgoing) -> None:
         """Finds a flow for a message without one; the same for messages that go to the same place."""
@@ -218,8 +218,10 @@ class SipEndpoint:
 
     def received(self, data: bytes, flow: Flow) -> None:
         """See `mcptt_sip.transport.Receiver`."""
-        self._record(Direction.RECEIVED, flow, data, self._clock())
-        self.stack.receive_octets(data, flow, self._clock())
+        now = self._clock()
+        if self._trace is not None:
+            self._trace(MessageRecord(now, Direction.RECEIVED, flow, data))
+        self.stack.receive_octets(data, flow, now)
         self.transmit()
 
     def broken(self, error: ParseError, flow: Flow) -> None:
@@ -227,17 +229,13 @@ class SipEndpoint:
         if error.partial is not None and error.partial.method != "ACK":
             answer = bytes(error.partial.response(error.status, headers=[("Connection", "close")]))
             at = self._clock()
-            if self._transport.send(answer, flow):
-                self._record(Direction.SENT, flow, answer, at)
+            if self._transport.send(answer, flow) and self._trace is not None:
+                self._trace(MessageRecord(at, Direction.SENT, flow, answer))
 
     def flow_closed(self, flow: Flow) -> None:
         """See `mcptt_sip.transport.Receiver`."""
         self.stack.flow_closed(flow, self._clock())
         self.transmit()
-
-    def _record(self, direction: Direction, flow: Flow, octets: bytes, at: float) -> None:
-        if self._trace is not None:
-            self._trace(MessageRecord(at, direction, flow, octets))
 
     # --- time -----------------------------------------------------------------------------------------
 

@@ -181,13 +181,7 @@ class ServerSession(InviteSession):
         if "contact" not in given:
             given.add("Contact", self._services.contact(self._transaction.flow))
         given.copy_from(self.request.headers, "record-route")
-        settings = self._services.settings
-        if "allow" not in given:
-            given.add("Allow", ", ".join(settings.allow))
-        if "supported" not in given:
-            given.add("Supported", ", ".join(settings.supported))
-        if settings.user_agent and "server" not in given:
-            given.add("Server", settings.user_agent)
+        given.add_missing(self._services.capabilities)
         return response
 
     def _progress(self, said: tuple[Response, bool], now: float) -> None:

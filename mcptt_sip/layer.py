@@ -91,13 +91,12 @@ class ClientRecord(_Record):
 class ServerRecord(_Record):
     """A server transaction, and the flow that its request came on. `session` is the call it began, if any.
 
-    `way` is the flow of its responses, `target` a URI for them when that is gone. A finished transaction only repeats
-    its answer: it lets go of its `request`, which is ``None`` then.
+    `way` is the flow of its responses, `via` says where they go when that is gone. A finished transaction only
+    repeats its answer: it lets go of its `request`, which is ``None`` then.
     """
 
     __slots__ = (
-        "final", "flow", "key", "layer", "machine", "merge", "method", "request", "scheduled", "session", "target",
-        "way",
+        "final", "flow", "key", "layer", "machine", "merge", "method", "request", "scheduled", "session", "via", "way",
     )  # fmt: skip
 
     def __init__(self, layer: TransactionLayer, request: Request, flow: Flow, key: ServerKey) -> None:
@@ -105,8 +104,8 @@ class ServerRecord(_Record):
         self.request: Request = request
         self.method = request.method
         self.flow = flow
-        self.way = _way_back(request, flow)
-        self.target = _via_target(request) if flow.reliable else None
+        self.via = request.headers.top_via
+        self.way = _way_back(self.via, flow)
         self.key = key
         self.machine: InviteServerTransaction | NonInviteServerTransaction
         self.merge: tuple[str, str, int, str] | None = None
@@ -152,12 +151,19 @@ class TransactionLayer:
     def __init__(self, settings: StackSettings, token: Callable[[], bytes]) -> None:
         self.settings = settings
         self.token = token
+        self.capabilities = Headers(
+            [("Allow", ", ".join(settings.allow)), ("Supported", ", ".join(settings.supported))]
+        )
+        if settings.user_agent:
+            self.capabilities.add("Server", settings.user_agent)
         self._clients: dict[tuple[str, str], ClientRecord] = {}
         self._servers: dict[ServerKey, ServerRecord] = {}
         self._merges: dict[tuple[str, str, int, str], ServerRecord] = {}
         self._listeners: dict[str, list[tuple[str, int]]] = {}
         self._out: list[Outgoing] = []
         self._deadlines = Deadlines()
+        #: see `mcptt_sip.services.Services`
+        self.watch: Callable[[Timed], None] = self._deadlines.watch
 
     # --- for the edge ---------------------------------------------------------------------------------
 
@@ -224,7 +230,7 @@ class TransactionLayer:
             self._out.append(outgoing)
         elif isinstance(record, ServerRecord) and outgoing.flow is not None and outgoing.flow.reliable:
             # 18.2.2: the connection is gone; another is opened to where the request said it came from
-            outgoing.flow, outgoing.target = None, record.target
+            outgoing.flow, outgoing.target = None, _via_target(record.via)
             self._out.append(outgoing)
         elif record is not None:
             record.machine.transport_failed(now)
@@ -239,10 +245,6 @@ class TransactionLayer:
         self._deadlines.fire(now)
 
     # --- what sessions and subscriptions need ---------------------------------------------------------
-
-    def watch(self, timed: Timed) -> None:
-        """The deadline of `timed` may have changed."""
-        self._deadlines.watch(timed)
 
     def tag(self) -> str:
         """A fresh tag."""
@@ -352,7 +354,9 @@ class TransactionLayer:
         key = server_key(request)
         return key, self._servers.get(key)
 
-    def _new_server(self, request: Request, flow: Flow, key: ServerKey, now: float) -> ServerRecord:
+    def _new_server(
+        self, request: Request, to_tag: str | None, flow: Flow, key: ServerKey, now: float
+    ) -> ServerRecord:
         record = ServerRecord(self, request, flow, key)
         timers = self.settings.timers
         if request.method == "INVITE":
@@ -365,7 +369,7 @@ class TransactionLayer:
             record.machine = NonInviteServerTransaction(reliable=flow.reliable, timers=timers)
         self._servers[key] = record
         headers = request.headers
-        if headers.to.tag is None and request.method != "CANCEL":
+        if to_tag is None and request.method != "CANCEL":
             record.merge = (headers.call_id, headers.from_.tag or "", headers.cseq.number, request.method)
             self._merges.setdefault(record.merge, record)
         self.watch(record)
@@ -486,20 +490,17 @@ def stamp_source(request: Request, flow: Flow) -> None:
         request.headers.replace_first("via", changed)
 
 
-def _via_target(request: Request) -> str:
+def _via_target(via: Via) -> str:
     """Where a response goes when its connection is gone (18.2.2): received, or sent-by, with the port of sent-by."""
-    via = request.headers.top_via
     port = "" if via.port is None else f":{via.port}"
     transport = "ws" if via.transport == "WSS" else via.transport.lower()
     return f"sip:{format_host(via.received or via.host)}{port};transport={transport}"
 
 
-def _way_back(request: Request, flow: Flow) -> Flow:
+def _way_back(via: Via, flow: Flow) -> Flow:
     """The flow of the responses (18.2.2): the connection; for a datagram, the source's address, with the port of
     the top Via unless the sender asked for its own (RFC 3581)."""
-    if flow.reliable:
+    if flow.reliable or "rport" in via.params:
         return flow
-    via = request.headers.top_via
-    if "rport" in via.params:
-        return flow
-    return flow.toward((flow.remote[0], via.port or 5060))
+    port = via.port or 5060
+    return flow if port == flow.remote[1] else flow.toward((flow.remote[0], port))

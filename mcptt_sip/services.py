@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from mcptt_sip.auth import DigestCredentials
 from mcptt_sip.deadlines import Timed
 from mcptt_sip.dialog import Dialog
+from mcptt_sip.field_lines import Headers
 from mcptt_sip.flow import Flow
 from mcptt_sip.message import Limits, Request, Response
 from mcptt_sip.transaction import Timers
@@ -100,6 +101,8 @@ class Services(Protocol):
 
     settings: StackSettings
     token: Callable[[], bytes]
+    #: Allow, Supported and Server, as a response that makes or changes a dialog has them
+    capabilities: Headers
 
     def tag(self) -> str:
         """A fresh tag."""

@@ -385,8 +385,8 @@ class InviteSession:
         """A 2xx to `invite` was sent: repeat it until its ACK comes (13.3.1.4), on every transport."""
         timers = self._services.settings.timers
         self._unacknowledged = Unacknowledged(send, invite.headers.cseq.number, timers.t1, not invite.body)
+        self._due[Due.NO_ACK] = now + timers.give_up
         self.start_timer(Due.SUCCESS_AGAIN, now + timers.t1)
-        self.start_timer(Due.NO_ACK, now + timers.give_up)
 
     def offer_answered(self, transaction: Any) -> None:
         """The application has answered a re-INVITE or UPDATE of the peer."""
@@ -439,7 +439,7 @@ class InviteSession:
         return refreshing
 
     def _start_session_timer(self, timer: SessionTimer | None, now: float) -> None:
-        if self.ended:  # the answer to a refresh was overtaken by a BYE
+        if self.ended or self._timer is timer is None:  # a BYE overtook the answer to a refresh; or no timer, as before
             return
         self._timer = timer
         self._stop(Due.REFRESH, Due.EXPIRE)

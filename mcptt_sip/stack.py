@@ -341,7 +341,7 @@ class SipStack(TransactionLayer):
             self._answer_alone(request, 503, flow, headers=[("Retry-After", "5")])
             return
         to_tag = request.headers.to.tag
-        record = self._new_server(request, flow, key, now)
+        record = self._new_server(request, to_tag, flow, key, now)
         try:
             self._dispatch(record, to_tag, now)
         except ParseError as error:
@@ -553,5 +553,7 @@ _ALWAYS = frozenset({"recipient-list-invite", "multiple-refer", "pref", "eventli
 
 def _covers(accepted: str, media: str) -> bool:
     """Whether a media range such as ``multipart/*`` covers a type."""
+    if accepted == media:
+        return True
     kind, _, sub = accepted.lower().partition("/")
     return accepted == "*/*" or (kind == media.partition("/")[0] and sub in ("*", media.partition("/")[2]))
