@@ -36,6 +36,7 @@ Address = tuple[str, int]
 #: transports over connections, and whether TLS is below
 _SECURE = {"tcp": False, "tls": True, "ws": False, "wss": True}
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104
+_MAX_DATAGRAM = 65_536
 #: sources whose rate is remembered
 _MAX_SOURCES = 65_536
 
@@ -97,17 +98,35 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._owner = owner
         self.local: Address = ("", 0)
         self.socket: asyncio.DatagramTransport | None = None
+        self._same: socket.socket  # the same one, to read from
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.socket = cast(asyncio.DatagramTransport, transport)
+        raw = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):  # the system's limit holds then
-            raw = transport.get_extra_info("socket")
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._owner.settings.receive_buffer)
         self.local = transport.get_extra_info("sockname")[:2]
+        self._same = raw.dup()
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        """One datagram, and what waits behind it: asyncio would go round its whole loop for each."""
+        self._take(data, addr)
+        for _ in range(self._owner.at_once - 1):
+            try:
+                data, addr = self._same.recvfrom(_MAX_DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.error_received(error)
+                return
+            self._take(data, addr)
+
+    def _take(self, data: bytes, addr: tuple[str, int]) -> None:
         local = self._owner.local_address(self.local, addr[0])
         self._owner.datagram(data, Flow("udp", local, (addr[0], addr[1])))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._same.close()
 
     def error_received(self, exc: Exception) -> None:
         log.debug("udp %s: %s", self.local, exc)  # an ICMP error; transactions notice by their timers
@@ -352,7 +371,7 @@ class Transport:
             if data == PING:
                 self.send(PONG, flow)
             return
-        if self._wait(flow.remote[0]):
+        if self.settings.max_rate_per_source and self._wait(flow.remote[0]):
             self.counters["rate-limited"] += 1
             return
         self.receiver.received(data, flow)
@@ -360,7 +379,7 @@ class Transport:
     def message(self, data: bytes, connection: Connection) -> None:
         """See `mcptt_sip.connection.Owner`."""
         assert connection.flow is not None
-        if wait := self._wait(connection.flow.remote[0]):
+        if self.settings.max_rate_per_source and (wait := self._wait(connection.flow.remote[0])):
             self.counters["rate-limited"] += 1
             connection.pause(wait)
         self.receiver.received(data, connection.flow)
@@ -373,8 +392,6 @@ class Transport:
     def _wait(self, source: str) -> float:
         """Counts a message of `source`; seconds until its next is due, 0 while it is within its rate."""
         rate = self.settings.max_rate_per_source
-        if not rate:
-            return 0.0
         now, burst = self.loop.time(), float(self.settings.burst_per_source)
         tokens, counted = self._allowance.pop(source, (burst, now))
         tokens = min(burst, tokens + (now - counted) * rate)

@@ -207,6 +207,13 @@ class _Socket:
     def setsockopt(self, *_: Any) -> None:
         """Nothing here is delayed on purpose."""
 
+    def dup(self) -> _Socket:
+        return self
+
+    def recvfrom(self, _: int) -> tuple[bytes, Address]:
+        """The network brings each datagram by itself."""
+        raise BlockingIOError
+
 
 class Server:
     """A listening socket."""

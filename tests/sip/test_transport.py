@@ -286,6 +286,17 @@ def test_tls_without_a_certificate_is_said_so(tmp_path: Path) -> None:
         asyncio.run(listen())
 
 
+async def test_datagrams_that_wait_are_all_heard_in_their_order_however_many_are_taken_at_once() -> None:
+    async with end(max_messages_at_once=4) as (server, there):
+        port = (await server.listen("udp", "127.0.0.1", 0))[1]
+        sent = [b"%d" % number + OPTIONS for number in range(11)]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            for octets in sent:
+                peer.sendto(octets, ("127.0.0.1", port))
+            await there.until("heard", len(sent))
+        assert [octets for octets, _ in there.heard] == sent
+
+
 # --- limits
 
 
