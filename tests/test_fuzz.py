@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fuzz import run, targets
+from tests.fuzz import LEAST_SHARE, run, targets
 
 CASES = 1500
 
@@ -14,4 +14,6 @@ CASES = 1500
 def test_no_octets_raise_anything_but_the_parsers_own_error(name: str) -> None:
     counts, findings = run(2026, CASES, [name])
     assert not findings, [f"{found.what}: {found.octets[:200].hex()}" for found in findings[:3]]
-    assert sum(counts[name]) == CASES
+    assert counts[name].cases == CASES
+    share = counts[name].share
+    assert share is None or share >= LEAST_SHARE, "most cases fail at the start line or the Via, and try nothing else"
