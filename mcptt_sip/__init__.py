@@ -2,6 +2,7 @@
 """SIP for mission-critical voice: a SIP stack, and the MCPTT server and client on it.
 
 Ordinary SIP: :class:`UserAgent` for applications on asyncio, :class:`SipStack` for those with a loop of their own,
+:class:`SipProxy` for what stands between user agents,
 :mod:`mcptt_sip.testing` for their tests. Temporary group calls: :func:`login` (a :class:`McpttClient`) and
 :class:`McpttServer`.
 Everything below is loaded when it is first used.
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from mcptt_sip.message import Request as Request
     from mcptt_sip.message import Response as Response
     from mcptt_sip.message import parse as parse
+    from mcptt_sip.proxy import ProxySettings as ProxySettings
+    from mcptt_sip.proxy import SipProxy as SipProxy
+    from mcptt_sip.proxy import Target as Target
     from mcptt_sip.registrar import LocationService as LocationService
     from mcptt_sip.registrar import Registrar as Registrar
     from mcptt_sip.services import StackSettings as StackSettings
@@ -66,6 +70,7 @@ _HOME = {
     "MessageRecord": "trace",
     "NameAddr": "headers",
     "ParseError": "errors",
+    "ProxySettings": "proxy",
     "Registrar": "registrar",
     "RegistrationFailed": "errors",
     "Request": "message",
@@ -74,9 +79,11 @@ _HOME = {
     "ServerTls": "tls",
     "SipEndpoint": "endpoint",
     "SipError": "errors",
+    "SipProxy": "proxy",
     "SipStack": "stack",
     "SipUri": "uri",
     "StackSettings": "services",
+    "Target": "proxy",
     "TelUri": "uri",
     "Timers": "transaction",
     "TlsIdentity": "tls",

@@ -20,9 +20,9 @@ from collections.abc import Callable
 
 from mcptt_sip.errors import ParseError, SipError, Unreachable
 from mcptt_sip.flow import Flow
+from mcptt_sip.layer import TransactionLayer
 from mcptt_sip.outgoing import Outgoing
 from mcptt_sip.resolver import Lookup, Place, Resolver, SystemLookup
-from mcptt_sip.stack import SipStack
 from mcptt_sip.trace import Direction, MessageRecord, TraceSink
 from mcptt_sip.transport import Address, Receiver, Transport, TransportSettings
 from mcptt_sip.uri import SipUri
@@ -60,7 +60,7 @@ class SipEndpoint:
 
     def __init__(
         self,
-        stack: SipStack,
+        stack: TransactionLayer,
         *,
         on_event: Callable[[object, float], None],
         clock: Callable[[], float] = time.time,

@@ -12,6 +12,7 @@ from mcptt_sip.flow import Flow
 from mcptt_sip.headers import NameAddr, RAck
 from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import Cause, ClientRequest
+from mcptt_sip.routing import make_cancel
 from mcptt_sip.services import Services
 from mcptt_sip.session import COMMON, InviteSession
 from mcptt_sip.session_events import (
@@ -301,15 +302,8 @@ class ClientSession(InviteSession):
         self._farewell = farewell
 
     def _send_cancel(self, farewell: Farewell, now: float) -> None:
-        """CANCEL (9.1): same Request-URI, Call-ID, To, From, CSeq number, top Via and Route as the INVITE."""
         self._farewell = farewell
-        invite: Request = self._transaction.request
-        cancel = Request("CANCEL", invite.uri)
-        cancel.headers.add("Via", invite.headers.top_via)
-        for name in ("route", "from", "to", "call-id"):
-            cancel.headers.copy_from(invite.headers, name)
-        cancel.headers.add("CSeq", f"{invite.headers.cseq.number} CANCEL")
-        cancel.headers.add("Max-Forwards", "70")
+        cancel = make_cancel(self._transaction.request)
         cancel.headers.extend(farewell.headers)
         self._services.start_cancel(self._transaction, cancel, now)
         self.start_timer(Due.CANCEL_GIVEN_UP, now + self._services.settings.timers.give_up)

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from mcptt_sip.deadlines import Deadlines, Timed
-from mcptt_sip.field_lines import Headers
+from mcptt_sip.errors import ParseError, SipError
+from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.flow import Flow
 from mcptt_sip.grammar import format_host
-from mcptt_sip.headers import NameAddr, Via
-from mcptt_sip.message import Request, Response
+from mcptt_sip.message import Request, Response, parse
 from mcptt_sip.outgoing import Cause, Outgoing
+from mcptt_sip.routing import make_ack, next_hop, stamp_source, via_target, way_back
 from mcptt_sip.services import StackSettings, TransactionUser
 from mcptt_sip.transaction import (
     BRANCH_COOKIE,
@@ -34,7 +35,6 @@ from mcptt_sip.transaction import (
     client_key,
     server_key,
 )
-from mcptt_sip.uri import SipUri
 
 __all__ = ["ClientRecord", "ServerRecord", "TransactionLayer"]
 
@@ -105,7 +105,7 @@ class ServerRecord(_Record):
         self.method = request.method
         self.flow = flow
         self.via = request.headers.top_via
-        self.way = _way_back(self.via, flow)
+        self.way = way_back(self.via, flow)
         self.key = key
         self.machine: InviteServerTransaction | NonInviteServerTransaction
         self.merge: tuple[str, str, int, str] | None = None
@@ -161,6 +161,7 @@ class TransactionLayer:
         self._merges: dict[tuple[str, str, int, str], ServerRecord] = {}
         self._listeners: dict[str, list[tuple[str, int]]] = {}
         self._out: list[Outgoing] = []
+        self._events: list[object] = []
         self._deadlines = Deadlines()
         #: see `mcptt_sip.services.Services`
         self.watch: Callable[[Timed], None] = self._deadlines.watch
@@ -230,11 +231,16 @@ class TransactionLayer:
             self._out.append(outgoing)
         elif isinstance(record, ServerRecord) and outgoing.flow is not None and outgoing.flow.reliable:
             # 18.2.2: the connection is gone; another is opened to where the request said it came from
-            outgoing.flow, outgoing.target = None, _via_target(record.via)
+            outgoing.flow, outgoing.target = None, via_target(record.via)
             self._out.append(outgoing)
         elif record is not None:
             record.machine.transport_failed(now)
             self._drive(record, now)
+
+    def events(self) -> list[object]:
+        """What the application is to know since the last call, in order."""
+        events, self._events = self._events, []
+        return events
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is due; it may be earlier than needed."""
@@ -244,7 +250,15 @@ class TransactionLayer:
         """Everything that is due by `now`."""
         self._deadlines.fire(now)
 
+    def flow_closed(self, flow: Flow, now: float) -> None:
+        """A connection is gone: what waited for an answer over it has failed."""
+        raise NotImplementedError
+
     # --- what sessions and subscriptions need ---------------------------------------------------------
+
+    def emit(self, event: object) -> None:
+        """Give an event to the application."""
+        self._events.append(event)
 
     def tag(self) -> str:
         """A fresh tag."""
@@ -270,7 +284,7 @@ class TransactionLayer:
         """See `mcptt_sip.services.Services`."""
         fallback = None
         if target is None and flow is None:
-            target = _next_hop(request)
+            target = next_hop(request)
         if flow is not None:
             self._address(request, flow)
             if flow.transport == "udp" and len(bytes(request)) > self.settings.mtu:
@@ -317,7 +331,7 @@ class TransactionLayer:
             self._address(request, flow)
         else:
             request.headers.add_first("Via", f"SIP/2.0/UDP 0.0.0.0;branch={self._branch()}")
-            target = target or _next_hop(request)
+            target = target or next_hop(request)
         outgoing = Outgoing(request, flow, target)
         self._out.append(outgoing)
         return outgoing
@@ -341,6 +355,71 @@ class TransactionLayer:
         return outgoing
 
     # --- messages that come in ------------------------------------------------------------------------
+
+    def receive_octets(self, data: bytes, flow: Flow, now: float) -> None:
+        """A datagram, or one framed message: parsed, and answered 400, 413, 505 or 513 where that is possible."""
+        try:
+            message = parse(data, self.settings.limits)
+        except ParseError as error:
+            log.info("flow=%s not SIP: %s", flow, error)
+            partial = error.partial
+            if isinstance(partial, Request) and partial.method != "ACK":
+                self._answer_alone(partial, error.status, flow, reason=None)
+            return
+        self.receive(message, flow, now)
+
+    def receive(self, message: Request | Response, flow: Flow, now: float) -> None:
+        """A message that is whole and readable."""
+        try:
+            if isinstance(message, Response):
+                self._response_received(message, flow, now)
+            else:
+                stamp_source(message, flow)
+                self._request_received(message, flow, now)
+        except ParseError as error:
+            # a header that only this use of the message needed
+            log.info("flow=%s %s: %s", flow, message, error)
+            if isinstance(message, Request) and message.method != "ACK":
+                self._answer_alone(message, error.status, flow, reason=None)
+
+    def _request_received(self, request: Request, flow: Flow, now: float) -> None:
+        if request.method == "ACK":
+            self._ack_received(request, now)
+            return
+        key, known = self._find_server(request)
+        if known is not None:
+            known.machine.receive_again(now)
+            self._drive(known, now)
+            return
+        if len(self._servers) >= self.settings.max_server_transactions:
+            self._answer_alone(request, 503, flow, headers=[("Retry-After", "5")])
+            return
+        to_tag = request.headers.to.tag
+        record = self._new_server(request, to_tag, flow, key, now)
+        try:
+            self._dispatch(record, to_tag, now)
+        except ParseError as error:
+            # a header that only this use of the request needed; its transaction must not stay open for ever
+            log.info("flow=%s %s: %s", flow, request, error)
+            self.answer(record, request.response(error.status, to_tag=self.tag()), now)
+
+    def _dispatch(self, record: ServerRecord, to_tag: str | None, now: float) -> None:
+        """The first request of a server transaction."""
+        raise NotImplementedError
+
+    def _ack_received(self, request: Request, now: float) -> None:
+        """An ACK, whatever it is for."""
+        raise NotImplementedError
+
+    def _acknowledged(self, request: Request, now: float) -> bool:
+        """Whether an ACK belongs to a server transaction: to a final answer other than 2xx (17.2.1)."""
+        _, known = self._find_server(request)
+        if known is None or request.headers.to.tag is None:
+            return False
+        if isinstance(known.machine, InviteServerTransaction):
+            known.machine.acknowledge(now)
+        self._drive(known, now)
+        return True
 
     def _response_received(self, response: Response, flow: Flow, now: float) -> None:
         record = self._clients.get(client_key(response))
@@ -374,6 +453,23 @@ class TransactionLayer:
             self._merges.setdefault(record.merge, record)
         self.watch(record)
         return record
+
+    def _answer_alone(
+        self, request: Request, status: int, flow: Flow, *, headers: HeaderItems = (), reason: str | None = None
+    ) -> None:
+        """A response without a transaction, to what cannot have one."""
+        if "via" not in request.headers:
+            log.info("flow=%s not answered: nothing could match a response without Via", flow)
+            return
+        try:
+            stamp_source(request, flow)
+        except ParseError as error:
+            log.info("flow=%s answered where it came from: %s", flow, error)
+        try:
+            response = request.response(status, reason, headers=headers, to_tag=self.tag())
+            self._out.append(Outgoing(response, flow, octets=bytes(response), is_request=False))
+        except SipError as error:
+            log.info("flow=%s not answered: %s", flow, error)
 
     # --- the machines ---------------------------------------------------------------------------------
 
@@ -453,54 +549,3 @@ class TransactionLayer:
             headers.add("Contact", contact)
         if self.settings.user_agent and "user-agent" not in headers:
             headers.add("User-Agent", self.settings.user_agent)
-
-
-def make_ack(request: Request, response: Response) -> Request:
-    """The ACK of a 300-699 (17.1.1.3): inside the INVITE's transaction, with its top Via."""
-    ack = Request("ACK", request.uri, Headers())
-    ack.headers.add("Via", request.headers.top_via)
-    for name in ("route", "from"):
-        ack.headers.copy_from(request.headers, name)
-    ack.headers.copy_from(response.headers, "to")
-    ack.headers.copy_from(request.headers, "call-id")
-    ack.headers.add("CSeq", f"{request.headers.cseq.number} ACK")
-    ack.headers.add("Max-Forwards", "70")
-    return ack
-
-
-def _next_hop(request: Request) -> str:
-    """The URI to resolve: the first loose route, else the Request-URI (8.1.2)."""
-    for route in request.headers.get_all("route")[:1]:
-        first = NameAddr.parse(route).uri
-        if isinstance(first, SipUri) and "lr" in first.params:
-            return str(first)
-    return str(request.uri)
-
-
-def stamp_source(request: Request, flow: Flow) -> None:
-    """received and rport in the top Via (18.2.1, RFC 3581 4)."""
-    via: Via = request.headers.top_via
-    host, port = flow.remote
-    changed = via
-    if "rport" in via.params:
-        changed = changed.with_param("rport", str(port)).with_param("received", format_host(host))
-    elif via.host.lower() != host:
-        changed = changed.with_param("received", format_host(host))
-    if changed is not via:
-        request.headers.replace_first("via", changed)
-
-
-def _via_target(via: Via) -> str:
-    """Where a response goes when its connection is gone (18.2.2): received, or sent-by, with the port of sent-by."""
-    port = "" if via.port is None else f":{via.port}"
-    transport = "ws" if via.transport == "WSS" else via.transport.lower()
-    return f"sip:{format_host(via.received or via.host)}{port};transport={transport}"
-
-
-def _way_back(via: Via, flow: Flow) -> Flow:
-    """The flow of the responses (18.2.2): the connection; for a datagram, the source's address, with the port of
-    the top Via unless the sender asked for its own (RFC 3581)."""
-    if flow.reliable or "rport" in via.params:
-        return flow
-    port = via.port or 5060
-    return flow if port == flow.remote[1] else flow.toward((flow.remote[0], port))

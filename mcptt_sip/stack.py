@@ -8,7 +8,7 @@
     for event in stack.events(): ...
     for outgoing in stack.to_send(): ...
 
-:RFC 3261: partly; user agents and registrars; no proxy core
+:RFC 3261: yes; user agents, registrars, and a proxy core in `mcptt_sip.proxy`
 :RFC 3891: yes; Replaces
 :RFC 4538: yes; Target-Dialog
 """
@@ -23,21 +23,19 @@ from typing import Any
 
 from mcptt_sip.auth import DigestClient, DigestCredentials
 from mcptt_sip.dialog import Dialog
-from mcptt_sip.errors import ParseError, SipError
 from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.flow import Flow
 from mcptt_sip.headers import NameAddr
 from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.invite_client import ClientSession
 from mcptt_sip.invite_server import ServerSession
-from mcptt_sip.layer import ServerRecord, TransactionLayer, stamp_source
-from mcptt_sip.message import Request, Response, parse
-from mcptt_sip.outgoing import ClientRequest, Outgoing
+from mcptt_sip.layer import ServerRecord, TransactionLayer
+from mcptt_sip.message import Request, Response
+from mcptt_sip.outgoing import ClientRequest
 from mcptt_sip.services import StackSettings
 from mcptt_sip.session import InviteReceived, InviteSession, SessionState
 from mcptt_sip.session_timer import too_small
 from mcptt_sip.subscription import NotifierSubscription, Subscription
-from mcptt_sip.transaction import InviteServerTransaction
 
 __all__ = ["FlowLost", "SipStack", "StackSettings"]
 
@@ -69,38 +67,9 @@ class SipStack(TransactionLayer):
 
     def __init__(self, settings: StackSettings | None = None, *, token: Callable[[], bytes]) -> None:
         super().__init__(settings or StackSettings(), token)
-        self._events: list[object] = []
         self._dialogs: dict[tuple[str, str, str], Dialog] = {}
         self._expected: dict[tuple[str, str], Subscription] = {}
         self._digests: OrderedDict[DigestCredentials, DigestClient] = OrderedDict()
-
-    # --- in -------------------------------------------------------------------------------------------
-
-    def receive_octets(self, data: bytes, flow: Flow, now: float) -> None:
-        """A datagram, or one framed message: parsed, and answered 400, 413, 505 or 513 where that is possible."""
-        try:
-            message = parse(data, self.settings.limits)
-        except ParseError as error:
-            log.info("flow=%s not SIP: %s", flow, error)
-            partial = error.partial
-            if isinstance(partial, Request) and partial.method != "ACK":
-                self._answer_alone(partial, error.status, flow, reason=None)
-            return
-        self.receive(message, flow, now)
-
-    def receive(self, message: Request | Response, flow: Flow, now: float) -> None:
-        """A message that is whole and readable."""
-        try:
-            if isinstance(message, Response):
-                self._response_received(message, flow, now)
-            else:
-                stamp_source(message, flow)
-                self._request_received(message, flow, now)
-        except ParseError as error:
-            # a header that only this use of the message needed
-            log.info("flow=%s %s: %s", flow, message, error)
-            if isinstance(message, Request) and message.method != "ACK":
-                self._answer_alone(message, error.status, flow, reason=None)
 
     def flow_closed(self, flow: Flow, now: float) -> None:
         """A connection is gone: what waited for it has failed, calls over it have ended."""
@@ -111,13 +80,6 @@ class SipStack(TransactionLayer):
             if isinstance(dialog.session, InviteSession) and self.settings.flow_loss_ends_calls:
                 dialog.session.flow_lost(now)
         self.emit(FlowLost(flow))
-
-    # --- out ------------------------------------------------------------------------------------------
-
-    def events(self) -> list[object]:
-        """What the application is to know since the last call, in order."""
-        events, self._events = self._events, []
-        return events
 
     # --- verbs ----------------------------------------------------------------------------------------
 
@@ -263,10 +225,6 @@ class SipStack(TransactionLayer):
 
     # --- what sessions and subscriptions need ---------------------------------------------------------
 
-    def emit(self, event: object) -> None:
-        """Give an event to the application."""
-        self._events.append(event)
-
     def add_dialog(self, dialog: Dialog) -> None:
         """Requests in `dialog` are for its usages from now on."""
         self._dialogs[dialog.id] = dialog
@@ -328,27 +286,6 @@ class SipStack(TransactionLayer):
 
     # --- requests that come in ------------------------------------------------------------------------
 
-    def _request_received(self, request: Request, flow: Flow, now: float) -> None:
-        if request.method == "ACK":
-            self._ack_received(request, now)
-            return
-        key, known = self._find_server(request)
-        if known is not None:
-            known.machine.receive_again(now)
-            self._drive(known, now)
-            return
-        if len(self._servers) >= self.settings.max_server_transactions:
-            self._answer_alone(request, 503, flow, headers=[("Retry-After", "5")])
-            return
-        to_tag = request.headers.to.tag
-        record = self._new_server(request, to_tag, flow, key, now)
-        try:
-            self._dispatch(record, to_tag, now)
-        except ParseError as error:
-            # a header that only this use of the request needed; its transaction must not stay open for ever
-            log.info("flow=%s %s: %s", flow, request, error)
-            self.answer(record, request.response(error.status, to_tag=self.tag()), now)
-
     def _dispatch(self, record: ServerRecord, to_tag: str | None, now: float) -> None:
         request = record.request
         if request.method == "CANCEL":
@@ -402,11 +339,7 @@ class SipStack(TransactionLayer):
         return any(media.accepts("application/sdp") or media.full.startswith("multipart/") for media in accept)
 
     def _ack_received(self, request: Request, now: float) -> None:
-        _, known = self._find_server(request)
-        if known is not None and request.headers.to.tag is not None:
-            if isinstance(known.machine, InviteServerTransaction):
-                known.machine.acknowledge(now)
-            self._drive(known, now)
+        self._acknowledged(request, now)
         dialog = self._find_dialog(request)
         if dialog is not None and isinstance(dialog.session, InviteSession):
             dialog.session.receive_ack(request, now)
@@ -528,24 +461,6 @@ class SipStack(TransactionLayer):
             ("Allow-Events", ", ".join(settings.allow_events)),
         ]
         self.answer(record, record.request.response(200, headers=headers, to_tag=self.tag()), now)
-
-    def _answer_alone(
-        self, request: Request, status: int, flow: Flow, *, headers: HeaderItems = (), reason: str | None = None
-    ) -> None:
-        """A response without a transaction, to what cannot have one."""
-        if "via" not in request.headers:
-            log.info("flow=%s not answered: nothing could match a response without Via", flow)
-            return
-        try:
-            stamp_source(request, flow)
-        except ParseError as error:
-            log.info("flow=%s answered where it came from: %s", flow, error)
-        try:
-            response = request.response(status, reason, headers=headers, to_tag=self.tag())
-            self._out.append(Outgoing(response, flow, octets=bytes(response), is_request=False))
-        except SipError as error:
-            log.info("flow=%s not answered: %s", flow, error)
-
 
 #: option tags that need nothing of the stack: the application's business, or true of every SIP element here
 _ALWAYS = frozenset({"recipient-list-invite", "multiple-refer", "pref", "eventlist", "resource-priority"})

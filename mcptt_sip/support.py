@@ -21,8 +21,6 @@ NOT = {
     3329: "security agreement",
     3911: "Join",
     4235: "dialog event package",
-    4320: "non-INVITE timeouts are not answered 408, and 100 is not sent late for them",
-    5393: "Max-Breadth: there is no proxy core",
     5763: "DTLS-SRTP",
     6140: "bulk registration",
     6228: "199",

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcptt_sip.errors import CallFailed
 from tests.sip.sipp import HOST, free_port, needed, sipp
 from tests.sip.telephones import telephone
 
@@ -177,3 +178,37 @@ async def test_a_registered_telephone_is_found(installed: Path, tmp_path: Path) 
             call = await bob.agent.call(register)
             assert call.established and await alice.until("answered")
             await call.hang_up()
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+async def test_registered_telephones_call_one_another_through_the_proxy(
+    installed: Path, tmp_path: Path, transport: str
+) -> None:
+    users = tmp_path / "users.toml"
+    users.write_text('alice = "secret"\nbob = "other"\n')
+    port = free_port()
+    arguments = ("--listen", f"udp:{HOST}:{port}", "--listen", f"tcp:{HOST}:{port}", "--domain", HOST)
+    async with example(installed, "proxy", *arguments, "--passwords", str(users)) as proxy:
+        await proxy.line("listening on tcp")
+        at = f"sip:{HOST}:{port};transport={transport};lr"
+        async with (
+            telephone(user="alice", password="secret", register=f"sip:alice@{HOST}:{port}", proxy=at) as alice,
+            telephone(user="bob", password="other", register=f"sip:bob@{HOST}:{port}", proxy=at) as bob,
+        ):
+            await alice.register()
+            await bob.register()
+            call = await bob.agent.call(f"sip:alice@{HOST}:{port}")
+            assert call.established and await alice.until("answered")
+            await proxy.line("INVITE of bob for alice")
+            assert call.session.dialog is not None
+            routes = call.session.dialog.route_set
+            assert routes and all(f"{HOST}:{port}" in route for route in routes), "the call stays with the proxy"
+            await call.hold()
+            await alice.until("held")
+            (theirs,) = alice.agent.calls
+            await theirs.hang_up()
+            await call.ended.wait()
+            with pytest.raises(CallFailed) as refusal:
+                await bob.agent.call(f"sip:nobody@{HOST}:{port}")
+            assert refusal.value.status == 404
+

@@ -1,0 +1,502 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stateful proxy (RFC 3261 16); sans-IO, driven by `SipEndpoint` as a `SipStack` is.
+
+::
+
+    proxy = SipProxy(token=lambda: os.urandom(8))
+    endpoint = SipEndpoint(proxy, on_event=handle)
+
+    def handle(event, now):
+        match event:
+            case RequestToForward(forwarding) if forwarding.request.method == "REGISTER":
+                forwarding.respond(...)
+            case RequestToForward(forwarding):
+                forwarding.to([Target("sip:bob@192.0.2.4")], now)
+
+Requests in a dialog that was record-routed go on by themselves. What a proxy decides by is the application's: whose
+requests it takes (`DigestAuthenticator`), and where they go (`Registrar`).
+
+:RFC 5393: partly; loops are found, Max-Breadth is not counted
+:RFC 5658: yes
+:RFC 4320: partly; a proxy sends no 408 to a non-INVITE, 100 is not sent late for one
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mcptt_sip.errors import LocalProtocolError
+from mcptt_sip.field_lines import HeaderItems
+from mcptt_sip.flow import Flow
+from mcptt_sip.grammar import format_host
+from mcptt_sip.headers import Via
+from mcptt_sip.layer import ClientRecord, ServerRecord, TransactionLayer
+from mcptt_sip.message import Request, Response
+from mcptt_sip.outgoing import Outgoing
+from mcptt_sip.routing import make_cancel, via_target
+from mcptt_sip.services import Cause, StackSettings
+from mcptt_sip.stack import FlowLost
+from mcptt_sip.transaction import State, client_key
+from mcptt_sip.uri import SipUri, parse_uri
+
+__all__ = ["Forwarding", "ProxySettings", "RequestToForward", "SipProxy", "Target"]
+
+log = logging.getLogger(__name__)
+
+#: 16.7 step 6: of the 4xx, what the caller can do something about
+_HELPFUL = (401, 407, 415, 420, 484)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """What may be set; times in seconds."""
+
+    #: hosts and domains, beside the addresses of its listeners, whose Route entries are this proxy's own
+    names: frozenset[str] = frozenset()
+    #: whether dialogs stay on this way (16.6 step 4)
+    record_route: bool = True
+    #: an INVITE that has been told to ring so long is cancelled (timer C, 16.6 step 11: more than three minutes)
+    timer_c: float = 181.0
+    #: option tags of Proxy-Require that it understands
+    understood: frozenset[str] = frozenset()
+    #: places that one request is sent to at the most
+    max_branches: int = 16
+
+    def __post_init__(self) -> None:
+        if self.timer_c <= 180:
+            raise ValueError("timer C must be more than three minutes")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a request goes: its new Request-URI; over ``flow`` if there is one, by ``path`` (RFC 3327) if not empty."""
+
+    uri: str
+    flow: Flow | None = None
+    path: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestToForward:
+    """A request that the application decides about."""
+
+    forwarding: Forwarding
+
+
+class _Branch:
+    """One copy of the request, and what became of it: the user of its client transaction."""
+
+    def __init__(self, forwarding: Forwarding, request: Request) -> None:
+        self.forwarding = forwarding
+        self.request = request
+        self.record: ClientRecord | None = None
+        self.final: Response | None = None
+        self.progressed = False
+        self.cancelled = False
+        #: lines of Record-Route that this proxy put in
+        self.recorded = 0
+
+    def on_response(self, _transaction: Any, response: Response, _flow: Flow, now: float) -> None:
+        self.forwarding.answered(self, response, now)
+
+    def on_failure(self, _transaction: Any, cause: Cause, now: float) -> None:
+        self.forwarding.unanswered(self, 408 if cause is Cause.TIMEOUT else 503, now)
+
+
+class Forwarding:
+    """One request on its way: the response context of 16.7. ``request`` is as it came, without this proxy's Routes."""
+
+    def __init__(self, proxy: SipProxy, record: ServerRecord, request: Request, mark: str) -> None:
+        self._proxy = proxy
+        self._record = record
+        self.request = request
+        self.flow = record.flow
+        self.scheduled: list[Any] | None = None
+        self._mark = mark
+        self._branches: list[_Branch] = []
+        self._decided = False
+        self._done = False
+        self._cancelled = False
+        self._timer_c: float | None = None
+        self._give_up: float | None = None
+
+    # --- the application's decision --------------------------------------------------------------------
+
+    def respond(
+        self, status: int, reason: str | None = None, *, headers: HeaderItems = (), body: bytes = b"",
+        content_type: str | None = None, now: float,
+    ) -> None:  # fmt: skip
+        """The proxy's own answer. Raises :class:`LocalProtocolError` when the request has been decided about."""
+        self._decide_once()
+        response = self.request.response(
+            status, reason, headers=headers, body=body, content_type=content_type, to_tag=self._proxy.tag()
+        )
+        self._answer(response, now)
+
+    def to(self, targets: Sequence[Target], now: float) -> None:
+        """Sends the request to all of these at once (16.6); without any the answer is 480.
+
+        Raises :class:`LocalProtocolError` when the request has been decided about.
+        """
+        if not targets:
+            self.respond(480, now=now)
+            return
+        self._decide_once()
+        if self._done:  # its caller has given up meanwhile
+            return
+        if self.request.method == "INVITE":
+            self._watch_ringing(now)
+        chosen = targets[: self._proxy.proxying.max_branches]
+        self._branches = [_Branch(self, _copy(self.request, target)) for target in chosen]
+        for branch, target in zip(self._branches, chosen, strict=True):
+            branch.record = self._proxy.send_on(branch, target.flow, self._mark, now)
+
+    def follow(self, now: float) -> None:
+        """Sends it where its Route, else its Request-URI leads: a request in a dialog, or for another domain."""
+        self.to([Target(str(self.request.uri))], now)
+
+    def _decide_once(self) -> None:
+        if self._decided:
+            raise LocalProtocolError("the request has been decided about")
+        self._decided = True
+
+    # --- responses (16.7) -------------------------------------------------------------------------------
+
+    def answered(self, branch: _Branch, response: Response, now: float) -> None:
+        """A response to one copy."""
+        passed = without_top_via(response)
+        if response.status < 200:
+            branch.progressed = True
+            if self._cancelled and not branch.cancelled:
+                self._cancel(branch, now)
+            if response.status > 100 and not self._done:
+                self._watch_ringing(now)
+                self._proxy.answer(self._record, passed, now)
+            return
+        branch.final = passed
+        if response.status < 300:
+            # 16.7 step 5: every 2xx to an INVITE goes on at once; of those to others the first
+            if self.request.method == "INVITE" or not self._done:
+                self._answer(passed, now)
+            self._cancel_rest(now)
+            return
+        if response.status >= 600:
+            self._cancel_rest(now)
+        self._choose(now)
+
+    def unanswered(self, branch: _Branch, status: int, now: float) -> None:
+        """No final response to one copy: it counts as this one (16.8, 16.9)."""
+        branch.final = self.request.response(status, to_tag=self._proxy.tag())
+        self._choose(now)
+
+    def _choose(self, now: float) -> None:
+        """16.7 step 6: when all have answered, the best answer."""
+        answers = [branch.final for branch in self._branches if branch.final is not None]
+        if self._done or len(answers) < len(self._branches):
+            return
+        best = min(answers, key=_rank)
+        if best.status == 408 and self.request.method != "INVITE":
+            self._finish(now)  # RFC 4320 4.2: it would come too late for who asked
+            self._proxy.destroy(self._record)
+            return
+        if best.status == 503:
+            best = self.request.response(500, to_tag=self._proxy.tag())
+        elif best.status in (401, 407):
+            _collect_challenges(best, [answer for answer in answers if answer is not best])
+        self._answer(best, now)
+
+    def _answer(self, response: Response, now: float) -> None:
+        state = self._record.machine.state
+        if state in (State.COMPLETED, State.CONFIRMED, State.TERMINATED):
+            self._proxy.send_back(response, self._record)  # a 2xx that comes after all (16.7 step 5)
+        else:
+            self._proxy.answer(self._record, response, now)
+        if response.status >= 200:
+            self._finish(now)
+
+    def _finish(self, now: float) -> None:
+        self._done, self._timer_c = True, None
+        self._proxy.watch(self)
+
+    def transport_failed(self, _transaction: Any, _now: float) -> None:
+        """The answer does not reach its caller any more: the stack's word."""
+        log.info("call-id=%s the answer cannot be sent", self.request.headers.call_id)
+
+    # --- giving up --------------------------------------------------------------------------------------
+
+    def cancel(self, now: float) -> None:
+        """The caller's CANCEL (16.10)."""
+        if not self._branches and not self._done:
+            self._answer(self.request.response(487, to_tag=self._proxy.tag()), now)
+        self._cancel_rest(now)
+
+    def _cancel_rest(self, now: float) -> None:
+        """Every copy that has no answer yet; one that has said nothing, as soon as it does (9.1)."""
+        if self.request.method == "INVITE":
+            self._cancelled = True
+            for branch in self._branches:
+                if branch.final is None and branch.progressed and not branch.cancelled:
+                    self._cancel(branch, now)
+
+    def _cancel(self, branch: _Branch, now: float) -> None:
+        assert branch.record is not None
+        branch.cancelled = True
+        self._proxy.start_cancel(branch.record, make_cancel(branch.record.request), now)
+        if self._give_up is None:
+            self._give_up = now + self._proxy.settings.timers.give_up
+            self._proxy.watch(self)
+
+    def _watch_ringing(self, now: float) -> None:
+        if self.request.method == "INVITE":
+            self._timer_c = now + self._proxy.proxying.timer_c
+            self._proxy.watch(self)
+
+    def next_timer(self) -> float | None:
+        return min((at for at in (self._timer_c, self._give_up) if at is not None), default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Timer C (16.8), and the end of waiting for the answer to a CANCEL (9.1)."""
+        if self._timer_c is not None and self._timer_c <= now:
+            self._timer_c = None
+            self._cancel_rest(now)
+        if self._give_up is not None and self._give_up <= now:
+            self._give_up = None
+            for branch in self._branches:
+                if branch.final is None and branch.cancelled:
+                    self._proxy.destroy(branch.record)
+                    self.unanswered(branch, 487, now)
+
+
+class SipProxy(TransactionLayer):
+    """Takes requests, asks the application where they go, and sends them on.
+
+    :param token: gives 8 or more fresh random octets
+    """
+
+    def __init__(
+        self, settings: StackSettings | None = None, *, token: Callable[[], bytes],
+        proxying: ProxySettings | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(settings or StackSettings(), token)
+        self.proxying = proxying or ProxySettings()
+        self._mark = ""
+
+    def flow_closed(self, flow: Flow, now: float) -> None:
+        """A connection is gone: what waited for an answer over it has failed."""
+        self._flow_gone(flow, now)
+        self.emit(FlowLost(flow))
+
+    # --- requests ---------------------------------------------------------------------------------------
+
+    def _dispatch(self, record: ServerRecord, to_tag: str | None, now: float) -> None:
+        request = record.request
+        if request.method == "CANCEL":
+            self._cancel_received(record, now)
+            return
+        mark = loop_mark(request)
+        refusal = self._refusal_of(request, mark)
+        if refusal is not None:
+            status, headers = refusal
+            self.answer(record, request.response(status, headers=headers, to_tag=self.tag()), now)
+            return
+        routed = self._take_off_own_routes(request)
+        record.session = forwarding = Forwarding(self, record, request, mark)
+        if to_tag is not None and routed:
+            forwarding.follow(now)
+        else:
+            self.emit(RequestToForward(forwarding))
+
+    def _refusal_of(self, request: Request, mark: str) -> tuple[int, HeaderItems] | None:
+        """16.3: status and headers, or ``None``."""
+        headers = request.headers
+        if request.uri.scheme not in ("sip", "sips", "tel"):
+            return 416, ()
+        if headers.max_forwards == 0:
+            return 483, ()
+        if any((via.branch or "").endswith(f".{mark}") and self._is_here(via.host, via.port) for via in headers.via):
+            return 482, ()
+        asked = headers.values("Proxy-Require")
+        unknown = [tag for tag in asked if tag.strip().lower() not in self.proxying.understood]
+        if unknown:
+            return 420, [("Unsupported", ", ".join(unknown))]
+        return None
+
+    def _cancel_received(self, record: ServerRecord, now: float) -> None:
+        """16.10. What was never sent on in a transaction is not cancelled either: 481."""
+        invite = self._servers.get((*record.key[:-1], "INVITE"))
+        status = 481 if invite is None else 200
+        self.answer(record, record.request.response(status, to_tag=self.tag()), now)
+        if invite is not None and isinstance(invite.session, Forwarding):
+            invite.session.cancel(now)
+
+    def _ack_received(self, request: Request, now: float) -> None:
+        """The ACK of a 2xx goes on without any transaction (16.11); that of another final ends here."""
+        if self._acknowledged(request, now) or request.headers.max_forwards == 0:
+            return
+        self._take_off_own_routes(request)
+        ack = _copy(request, Target(str(request.uri)))
+        self.send_alone(ack, now, flow=None, target=None)
+
+    def _take_off_own_routes(self, request: Request) -> bool:
+        """16.4: whether the request came by a Route of this proxy."""
+        headers, found = request.headers, False
+        routes = headers.route
+        if routes and isinstance(request.uri, SipUri) and "lr" in request.uri.params and self._is_own(request.uri):
+            # a strict router before us put the next hop where the target belongs
+            request.uri = routes.pop().uri
+            found = True
+        while routes and self._is_own(routes[0].uri):
+            routes, found = routes[1:], True
+        if found:
+            headers.remove("route")
+            headers.extend(("Route", str(route)) for route in routes)
+        return found
+
+    def _is_own(self, uri: object) -> bool:
+        return isinstance(uri, SipUri) and self._is_here(uri.host, uri.port)
+
+    def _is_here(self, host: str, port: int | None) -> bool:
+        if host.lower() in self.proxying.names:
+            return True
+        at = (host.strip("[]"), port or 5060)
+        return any(at in listeners for listeners in self._listeners.values())
+
+    # --- on the way --------------------------------------------------------------------------------------
+
+    def send_on(self, branch: _Branch, flow: Flow | None, mark: str, now: float) -> ClientRecord:
+        """Sends one copy in a transaction of its own, with this proxy's Via above the others."""
+        request = branch.request
+        _postprocess(request)
+        below = request.headers.values("via")
+        request.headers.remove("via")
+        self._mark = mark
+        if flow is not None:
+            self._record_route(branch, request, flow)
+        record = self.start(request, branch, now, flow=flow, target=None)
+        for via in below:
+            request.headers.add("Via", via)
+        return record
+
+    def bind(
+        self, outgoing: Outgoing, flow: Flow, now: float, *, place: object = None, more: bool = False
+    ) -> bytes:
+        """See :meth:`TransactionLayer.bind`: the way is known, and what Record-Route says of it."""
+        record, message = outgoing.transaction, outgoing.message
+        if isinstance(record, ClientRecord) and isinstance(record.user, _Branch) and isinstance(message, Request):
+            self._record_route(record.user, message, flow)
+        return super().bind(outgoing, flow, now, place=place, more=more)
+
+    def _record_route(self, branch: _Branch, request: Request, flow: Flow) -> None:
+        """16.6 step 4; two lines where the way changes its transport or address family (RFC 5658)."""
+        if not self.proxying.record_route or request.method not in _WITH_DIALOG:
+            return
+        headers = request.headers
+        others = headers.values("record-route")[branch.recorded :]
+        headers.remove("record-route")
+        ours = list(dict.fromkeys((self._route_to(flow), self._route_to(branch.forwarding.flow))))
+        headers.extend(("Record-Route", line) for line in (*ours, *others))
+        branch.recorded = len(ours)
+
+    def _route_to(self, flow: Flow) -> str:
+        host, port = self._reached_at(flow)
+        kind = "ws" if flow.transport == "wss" else flow.transport
+        return f"<sip:{format_host(host)}:{port}{'' if kind == 'udp' else f';transport={kind}'};lr>"
+
+    def _branch(self) -> str:
+        mark, self._mark = self._mark, ""
+        return f"{super()._branch()}.{mark}" if mark else super()._branch()
+
+    def _address(self, request: Request, flow: Flow) -> None:
+        """This proxy's Via for a flow; the others, the Contact and all else stay as they are."""
+        own, *below = request.headers.values("via") or [""]
+        branch = Via.parse(own).branch if own else self._branch()
+        host, port = self._reached_at(flow)
+        request.headers.remove("via")
+        request.headers.add_first(
+            "Via", f"SIP/2.0/{flow.transport.upper()} {format_host(host)}:{port};branch={branch};rport"
+        )
+        for via in below:
+            request.headers.add("Via", via)
+
+    # --- responses ---------------------------------------------------------------------------------------
+
+    def _response_received(self, response: Response, flow: Flow, now: float) -> None:
+        if client_key(response) in self._clients:
+            super()._response_received(response, flow, now)
+        elif 200 <= response.status < 300 and response.headers.cseq.method == "INVITE":
+            self._pass_late(response)
+
+    def _pass_late(self, response: Response) -> None:
+        """A 2xx whose transaction is over goes back all the same (16.7): to where the next Via says."""
+        own, *below = response.headers.via
+        if below and self._is_here(own.host, own.port):
+            passed = without_top_via(response)
+            self._out.append(Outgoing(passed, None, via_target(below[0]), is_request=False))
+
+    def send_back(self, response: Response, record: ServerRecord) -> None:
+        """A response without a transaction, the way of its request."""
+        self._out.append(Outgoing(response, record.way, is_request=False))
+
+
+#: what makes a dialog, and so has a way to be remembered
+_WITH_DIALOG = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY", "UPDATE"})
+
+
+def loop_mark(request: Request) -> str:
+    """What a request is known by when it comes back unchanged (RFC 5393 4.2.2), in a branch parameter."""
+    headers = request.headers
+    parts = (
+        str(request.uri), headers.from_.tag, headers.to.tag, headers.call_id, headers.cseq.number,
+        headers.values("route"), headers.values("proxy-require"), headers.values("proxy-authorization"),
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def without_top_via(response: Response) -> Response:
+    """16.7 step 3."""
+    passed = response.copy()
+    below = passed.headers.values("via")[1:]
+    passed.headers.remove("via")
+    for via in reversed(below):
+        passed.headers.add_first("Via", via)
+    return passed
+
+
+def _copy(request: Request, target: Target) -> Request:
+    """16.6, steps 1 to 3, and the Path of a registration (RFC 3327 5.3)."""
+    copy = request.copy()
+    copy.uri = parse_uri(target.uri) if target.uri != str(request.uri) else request.uri
+    left = copy.headers.max_forwards
+    copy.headers.set("Max-Forwards", str(70 if left is None else left - 1))
+    for path in reversed(target.path):
+        copy.headers.add_first("Route", path)
+    return copy
+
+
+def _postprocess(request: Request) -> None:
+    """16.6 step 6: a strict router as the next hop wants itself in the Request-URI."""
+    routes = request.headers.route
+    if routes and isinstance(first := routes[0].uri, SipUri) and "lr" not in first.params:
+        rest = [str(route) for route in routes[1:]]
+        request.headers.remove("route")
+        request.headers.extend(("Route", value) for value in (*rest, f"<{request.uri}>"))
+        request.uri = first
+
+
+def _rank(response: Response) -> tuple[bool, int, bool, bool]:
+    """16.7 step 6: a 6xx before all, then the lowest class; in it, what the caller can do something about, and what
+    somebody has said rather than nobody."""
+    status = response.status
+    return status < 600, status // 100, status not in _HELPFUL, status in (408, 503)
+
+
+def _collect_challenges(best: Response, others: Iterable[Response]) -> None:
+    """16.7 step 7: every challenge, so that the caller can answer them all."""
+    for other in others:
+        if other.status in (401, 407):
+            for name in ("www-authenticate", "proxy-authenticate"):
+                best.headers.copy_from(other.headers, name)
