@@ -27,6 +27,7 @@ from media.srtp_ciphers import (
     CSK,
     GROUP,
     PRIVATE,
+    Open,
     SrtpKey,
     SrtpPolicy,
     SrtpTransform,
@@ -37,9 +38,9 @@ from media.srtp_ciphers import (
 
 __all__ = ["CSK", "GROUP", "PRIVATE", "SrtpKey", "SrtpPolicy", "SrtpReceiver", "SrtpSender", "Unprotected"]
 
+_new = object.__new__
 _SEQUENCE_SSRC = struct.Struct(">H4xI").unpack_from
-_WORD = struct.Struct(">I").unpack_from
-_MAX_ROC = 0xFFFFFFFF
+_MAX_INDEX = 0xFFFFFFFFFFFF
 _MAX_SRTCP = 0x7FFFFFFF
 
 
@@ -75,15 +76,25 @@ class SrtpSender:
     """
 
     def __init__(self, key: SrtpKey, ssrc: int, policy: SrtpPolicy = GROUP) -> None:
-        self.ssrc = ssrc
+        self._ssrc = ssrc
         self.policy = policy
-        self._transform = transform(key, policy)
+        self._rate = policy.roc_rate
         self._last: int | None = None
         self._rtcp_index = 0
+        self.set_key(key)
+
+    @property
+    def ssrc(self) -> int:
+        """Of the stream."""
+        return self._ssrc
 
     def set_key(self, key: SrtpKey) -> None:
         """From the next packet on."""
         self._transform = transform(key, self.policy)
+        self._seal = self._transform.sealing(self._ssrc)
+        self._mki = key.mki
+        #: the ROC that the last packet carried, and the MKI with it: both are the same for 65536 packets
+        self._roc, self._mki_roc = -1, b""
 
     def protect(self, rtp: bytes) -> bytes:
         """Encrypts one RTP packet. A sequence number is never used twice.
@@ -91,31 +102,35 @@ class SrtpSender:
         Raises :class:`SsrcClash` for a packet of another SSRC, :class:`Replayed` for a sequence number that is
         not ahead of the last, :class:`KeyExhausted` at the end of the index.
         """
-        header = _header_length(rtp)
-        sequence, ssrc = struct.unpack_from(">H", rtp, 2)[0], struct.unpack_from(">I", rtp, 8)[0]
-        if ssrc != self.ssrc:
+        header = 12 if len(rtp) >= 12 and rtp[0] == 0x80 else _header_length(rtp)
+        sequence, ssrc = _SEQUENCE_SSRC(rtp, 2)
+        if ssrc != self._ssrc:
             raise SsrcClash("a packet of another SSRC")
-        if self._last is None:
-            index = sequence
+        last = self._last
+        if last is None:
+            index: int = sequence
         else:
-            ahead = (sequence - self._last) & 0xFFFF
+            ahead = (sequence - last) & 0xFFFF
             if ahead == 0 or ahead >= 0x8000:
                 raise Replayed("the sequence number does not go on from the last")
-            index = self._last + ahead
-        roc = index >> 16
-        if roc > _MAX_ROC:
+            index = last + ahead
+        if index > _MAX_INDEX:
             raise KeyExhausted("48 bits of packet index are used up")
         self._last = index
-        packet = self._transform.seal(rtp, header, ssrc, index)
-        rate = self.policy.roc_rate
-        return packet + roc.to_bytes(4, "big") if rate and sequence % rate == 0 else packet
+        rate = self._rate
+        if rate != 1 and not (rate and sequence % rate == 0):
+            return self._seal(rtp, header, index, self._mki)
+        roc = index >> 16
+        if roc != self._roc:
+            self._roc, self._mki_roc = roc, self._mki + roc.to_bytes(4, "big")
+        return self._seal(rtp, header, index, self._mki_roc)
 
     def protect_rtcp(self, rtcp: bytes) -> bytes:
         """Encrypts one compound RTCP packet under the next SRTCP index."""
         if len(rtcp) < 8 or rtcp[0] >> 6 != 2:
             raise MalformedPacket("not an RTCP packet of version 2")
         ssrc = int.from_bytes(rtcp[4:8], "big")
-        if ssrc != self.ssrc:
+        if ssrc != self._ssrc:
             raise SsrcClash("a packet of another SSRC")
         if self._rtcp_index > _MAX_SRTCP:
             raise KeyExhausted("31 bits of SRTCP index are used up")
@@ -124,29 +139,41 @@ class SrtpSender:
 
 
 class _Window:
-    """Replay window of one stream: the highest index accepted, and which of those before it were."""
+    """Replay window of one stream: the highest index accepted, and which of those before it were.
 
-    __slots__ = ("highest", "seen")
+    What comes in order only raises ``highest``: every index between ``noted`` and it was accepted. The bits of
+    ``seen`` are of ``noted`` and those before it, and are brought up to ``highest`` when one comes out of order.
+    """
+
+    __slots__ = ("highest", "noted", "seen")
 
     def __init__(self) -> None:
         self.highest = -1
+        self.noted = -1
         self.seen = 0
 
     def check(self, index: int, size: int) -> None:
-        behind = self.highest - index
-        if behind >= size:
+        """Raises :class:`TooOld` or :class:`Replayed`."""
+        if self.highest - index >= size:
             raise TooOld("behind the replay window")
-        if behind >= 0 and self.seen >> behind & 1:
+        if index <= self.highest and (index > self.noted or self.seen >> (self.noted - index) & 1):
             raise Replayed("accepted before")
 
     def accept(self, index: int, size: int) -> None:
+        """Notes a packet that was checked and is authentic."""
         ahead = index - self.highest
-        if ahead > 0:
-            # a jump beyond the window empties it; shifting by it would make a number of that many bits
-            self.seen = (self.seen << ahead | 1) & ((1 << size) - 1) if ahead < size else 1
+        if ahead == 1:
             self.highest = index
+            return
+        everything, run = (1 << size) - 1, self.highest - self.noted
+        # never shifted by more than the window: that would make a number of as many bits
+        seen = everything if run >= size else (self.seen << run | (1 << run) - 1) & everything
+        if ahead > 0:
+            self.highest = index
+            self.seen = (seen << ahead | 1) & everything if ahead < size else 1
         else:
-            self.seen |= 1 << (self.highest - index)
+            self.seen = seen | 1 << -ahead
+        self.noted = self.highest
 
 
 class SrtpReceiver:
@@ -171,13 +198,16 @@ class SrtpReceiver:
         max_streams: int = 16384,
     ) -> None:
         self.policy = policy
-        self._mki_from_end, self._rtcp_mki_from_end = mki_from_end(policy)
+        behind_mki, self._rtcp_mki_from_end = mki_from_end(policy)
         self._roc_rate, self._mki_length = policy.roc_rate, policy.mki_length
-        self._trailer = policy.tag_length + policy.mki_length
+        self._mki_from_end = behind_mki + policy.mki_length
+        self._mki_roc_from_end = self._mki_from_end + 4
+        self._tag_before_mki = policy.tag_length - behind_mki
+        #: the MKI and the ROC behind it, which only AES-GCM has
+        self._mki_roc = struct.Struct(f">{policy.mki_length}sI").unpack_from
         self.own_ssrcs = own_ssrcs
         self._refused: Counter[str] = Counter()
         self._accepted = 0
-        self._mask = (1 << window) - 1
         self._find_key = find_key
         self._window = window
         self._max_keys = max_keys
@@ -186,7 +216,7 @@ class SrtpReceiver:
         self._rtp: dict[tuple[bytes, int], _Window] = {}
         self._rtcp: dict[tuple[bytes, int], _Window] = {}
         #: the stream of the last packet: one talks at a time
-        self._recent: tuple[int, bytes, Callable[..., bytes], _Window] | None = None
+        self._recent: tuple[int, bytes, Open, _Window] | None = None
 
     def unprotect(self, packet: bytes) -> Unprotected:
         """Opens one SRTP packet, or raises the :class:`SrtpError` that says why not, and counts it."""
@@ -197,39 +227,41 @@ class SrtpReceiver:
             sequence, ssrc = _SEQUENCE_SSRC(packet, 2)
             rate = self._roc_rate
             roc_here = rate == 1 or (rate and sequence % rate == 0)
-            end = length - 4 if roc_here else length
-            if end < header + self._trailer:
+            at = length - (self._mki_roc_from_end if roc_here else self._mki_from_end)
+            if at < header + self._tag_before_mki:
                 raise MalformedPacket("too short for tag and MKI")
-            mki_end = end - self._mki_from_end
-            mki = packet[mki_end - self._mki_length : mki_end]
+            if roc_here:
+                mki, roc = self._mki_roc(packet, at)
+            else:
+                mki = packet[at : at + self._mki_length]
             recent = self._recent
             if recent is not None and recent[0] == ssrc and recent[1] == mki:
                 _, _, open_, window = recent
             else:
-                open_ = self._transform_of(mki).open
+                recent = None
+                open_ = self._transform_of(mki).opening(ssrc)
                 found = self._rtp.get((mki, ssrc))
                 window = self._new_stream(self._rtp, ssrc) if found is None or ssrc in self.own_ssrcs else found
             highest = window.highest
-            if roc_here:
-                index = _WORD(packet, end)[0] << 16 | sequence
-            else:
-                index = _guess_index(highest, sequence)
+            index = roc << 16 | sequence if roc_here else _guess_index(highest, sequence)
             if index <= highest:
                 window.check(index, self._window)
-            plain = open_(packet, header, end, ssrc, index)
-            if recent is None or recent[3] is not window:
+            plain = open_(packet, header, at, index)
+            if recent is None:  # authentic: from now on this stream has state
                 self._rtp[mki, ssrc] = window
                 self._recent = ssrc, mki, open_, window
             if index == highest + 1:
                 window.highest = index
-                window.seen = (window.seen << 1 | 1) & self._mask
             else:
                 window.accept(index, self._window)
         except SrtpError as error:
             self._refused[error.reason] += 1
             raise
         self._accepted += 1
-        return Unprotected(plain, mki, ssrc, index)
+        # what the dataclass's own ``__init__`` does, without the call of it
+        opened = _new(Unprotected)
+        opened.data, opened.mki, opened.ssrc, opened.index = plain, mki, ssrc, index
+        return opened
 
     @property
     def counters(self) -> Counter[str]:

@@ -15,7 +15,7 @@ the key and is not authenticated by itself.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
@@ -148,14 +148,22 @@ def derive(key: SrtpKey, label: int, length: int) -> bytes:
     return encryptor.update(bytes(length))
 
 
+#: (RTP packet, octets of it that stay in clear, packet index, what stands at the MKI's place) -> SRTP packet
+Seal = Callable[[bytes, int, int, bytes], bytes]
+#: (SRTP packet, octets of it that stay in clear, where its MKI begins, packet index) -> RTP packet
+Open = Callable[[bytes, int, int, int], bytes]
+
+
 class SrtpTransform(Protocol):
-    """The session keys of one master key, at work. ``index`` is the 48-bit packet index, or the 31-bit SRTCP index;
-    ``header`` the octets that stay in clear, ``end`` where the packet ends without its ROC. Opening raises
-    :class:`AuthenticationFailed`."""
+    """The session keys of one master key, at work. Opening raises :class:`AuthenticationFailed`.
 
-    def seal(self, rtp: bytes, header: int, ssrc: int, index: int) -> bytes: ...
+    SRTP is sealed and opened by a function of one SSRC, which holds what is the same in every packet of the stream;
+    the packet index has 48 bits, that of SRTCP 31.
+    """
 
-    def open(self, packet: bytes, header: int, end: int, ssrc: int, index: int) -> bytes: ...
+    def sealing(self, ssrc: int) -> Seal: ...
+
+    def opening(self, ssrc: int) -> Open: ...
 
     def seal_rtcp(self, rtcp: bytes, ssrc: int, index: int) -> bytes: ...
 
@@ -167,28 +175,36 @@ class SrtpTransform(Protocol):
 class _Gcm:
     """AEAD_AES_128_GCM and AEAD_AES_256_GCM."""
 
-    __slots__ = ("_mki", "_mki_length", "_rtcp", "_rtcp_salt", "_rtp", "_rtp_salt")
+    __slots__ = ("_mki", "_rtcp", "_rtcp_salt", "_rtp", "_rtp_salt")
 
     def __init__(self, key: SrtpKey, policy: SrtpPolicy) -> None:
-        self._mki, self._mki_length = key.mki, len(key.mki)
+        self._mki = key.mki
         self._rtp = AESGCM(derive(key, _ENCRYPTION, policy.key_length))
         self._rtcp = AESGCM(derive(key, _ENCRYPTION + _RTCP, policy.key_length))
         self._rtp_salt = int.from_bytes(derive(key, _SALT, policy.salt_length), "big")
         self._rtcp_salt = int.from_bytes(derive(key, _SALT + _RTCP, policy.salt_length), "big")
 
-    def seal(self, rtp: bytes, header: int, ssrc: int, index: int) -> bytes:
+    def sealing(self, ssrc: int) -> Seal:
         # 00 00 | SSRC | ROC | SEQ, exclusive-or the salt (RFC 7714 8.1)
-        nonce = ((ssrc << 48 | index) ^ self._rtp_salt).to_bytes(12, "big")
-        clear = rtp[:header]
-        return clear + self._rtp.encrypt(nonce, rtp[header:], clear) + self._mki
+        base, encrypt = ssrc << 48 ^ self._rtp_salt, self._rtp.encrypt
 
-    def open(self, packet: bytes, header: int, end: int, ssrc: int, index: int) -> bytes:
-        nonce = ((ssrc << 48 | index) ^ self._rtp_salt).to_bytes(12, "big")
-        clear = packet[:header]
-        try:
-            return clear + self._rtp.decrypt(nonce, packet[header : end - self._mki_length], clear)
-        except InvalidTag:
-            raise AuthenticationFailed("the tag is wrong") from None
+        def seal(rtp: bytes, header: int, index: int, mki: bytes) -> bytes:
+            clear = rtp[:header]
+            return clear + encrypt((base ^ index).to_bytes(12, "big"), rtp[header:], clear) + mki
+
+        return seal
+
+    def opening(self, ssrc: int) -> Open:
+        base, decrypt = ssrc << 48 ^ self._rtp_salt, self._rtp.decrypt
+
+        def open_(packet: bytes, header: int, mki: int, index: int) -> bytes:
+            clear = packet[:header]
+            try:
+                return clear + decrypt((base ^ index).to_bytes(12, "big"), packet[header:mki], clear)
+            except InvalidTag:
+                raise AuthenticationFailed("the tag is wrong") from None
+
+        return open_
 
     def seal_rtcp(self, rtcp: bytes, ssrc: int, index: int) -> bytes:
         # 00 00 | SSRC | 00 00 | index, exclusive-or the salt (RFC 7714 9.1)
@@ -232,19 +248,27 @@ class _CounterMode:
         """RFC 3711 4.2: over the packet and the ROC."""
         return hmac.digest(self._auth, data + (index >> 16).to_bytes(4, "big"), "sha1")[: self._tag]
 
-    def seal(self, rtp: bytes, header: int, ssrc: int, index: int) -> bytes:
+    def sealing(self, ssrc: int) -> Seal:
         # salt | 00 00, exclusive-or SSRC at 64 and index at 16 (RFC 3711 4.1.1)
-        self._rtp.reset_nonce((self._rtp_salt ^ ssrc << 64 ^ index << 16).to_bytes(16, "big"))
-        sealed = rtp[:header] + self._rtp.update(rtp[header:])
-        return sealed + self._mki + self._mac(sealed, index)
+        base = self._rtp_salt ^ ssrc << 64
 
-    def open(self, packet: bytes, header: int, end: int, ssrc: int, index: int) -> bytes:
-        tag = packet[end - self._tag : end]
-        end -= self._tag + len(self._mki)
-        if not hmac.compare_digest(self._mac(packet[:end], index), tag):
-            raise AuthenticationFailed("the tag is wrong")
-        self._rtp.reset_nonce((self._rtp_salt ^ ssrc << 64 ^ index << 16).to_bytes(16, "big"))
-        return packet[:header] + self._rtp.update(packet[header:end])
+        def seal(rtp: bytes, header: int, index: int, mki: bytes) -> bytes:
+            self._rtp.reset_nonce((base ^ index << 16).to_bytes(16, "big"))
+            sealed = rtp[:header] + self._rtp.update(rtp[header:])
+            return sealed + mki + self._mac(sealed, index)
+
+        return seal
+
+    def opening(self, ssrc: int) -> Open:
+        base = self._rtp_salt ^ ssrc << 64
+
+        def open_(packet: bytes, header: int, mki: int, index: int) -> bytes:
+            if not hmac.compare_digest(self._mac(packet[:mki], index), packet[len(packet) - self._tag :]):
+                raise AuthenticationFailed("the tag is wrong")
+            self._rtp.reset_nonce((base ^ index << 16).to_bytes(16, "big"))
+            return packet[:header] + self._rtp.update(packet[header:mki])
+
+        return open_
 
     def seal_rtcp(self, rtcp: bytes, ssrc: int, index: int) -> bytes:
         self._rtcp.reset_nonce((self._rtcp_salt ^ ssrc << 64 ^ index << 16).to_bytes(16, "big"))

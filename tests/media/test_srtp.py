@@ -56,14 +56,14 @@ def test_rfc_7714_session_keys_make_the_published_packet() -> None:
     """RFC 7714 16.1.1: the vectors give session keys, so the cipher is fed with them."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    sender = SrtpSender(KEY, 0x5A6B4E1C)
+    sender = SrtpSender(KEY, 0x5501A0B2)
     keys = sender._transform
     keys._rtp = AESGCM(bytes(range(16)))
     keys._rtp_salt = int.from_bytes(bytes.fromhex("517569642070726f2071756f"), "big")
     packet = bytes.fromhex("8040f17b8041f8d35501a0b2") + (
         b"Gallia est omnis divisa in partes tres"
     )
-    sender.ssrc = 0x5501A0B2
+    sender._seal = keys.sealing(sender.ssrc)
     sealed = sender.protect(packet)
     assert sealed[12 : -16 - 12] .hex() == (
         "f24de3a3fb34de6cacba861c9d7e4bcabe633bd50d294e6f42a5f47a51c7d19b36de3adf8833"
@@ -151,6 +151,27 @@ def test_a_replay_and_a_packet_behind_the_window_are_refused() -> None:
             ours.unprotect(packets[n])
     assert ours.unprotect(packets[136]).index == 136
     assert ours.counters == {"accepted": 7, "replay": 2, "too-old": 2}
+
+
+@given(st.lists(st.one_of(st.integers(0, 40), st.integers(-20, 0), st.just(1)), max_size=120))
+@settings(deadline=None)
+def test_the_replay_window_is_a_set_of_what_was_accepted(steps: list[int]) -> None:
+    """Each step is a packet so far ahead of the highest, or behind it: against a set that forgets nothing."""
+    size, sealed = 16, {n: SrtpSender(KEY, SSRC).protect(rtp(n)) for n in range(200)}
+    ours, accepted, highest = receiver(window=size), set[int](), 0
+    for step in steps:
+        index = min(199, max(0, highest + step))
+        if accepted and highest - index >= size:
+            expected: type[SrtpError] | None = TooOld
+        else:
+            expected = Replayed if index in accepted else None
+        if expected is not None:
+            with pytest.raises(expected):
+                ours.unprotect(sealed[index])
+        else:
+            assert ours.unprotect(sealed[index]).index == index
+            accepted.add(index)
+            highest = max(accepted)
 
 
 def test_replay_protection_lives_as_long_as_the_receiver_even_when_a_key_is_retired() -> None:

@@ -138,7 +138,7 @@ def test_rfc_3711_b_2_and_b_3_the_key_stream_and_the_derived_keys() -> None:
     own._rtp = cipher.encryptor()
     own._rtp_salt = int.from_bytes(bytes.fromhex("f0f1f2f3f4f5f6f7f8f9fafbfcfd"), "big") << 16
     packet = bytes.fromhex("806000000000000000000000") + bytes(48)
-    assert own.seal(packet, 12, 0, 0)[12:60].hex() == (
+    assert own.sealing(0)(packet, 12, 0, b"")[12:60].hex() == (
         "e03ead0935c95e80e166b16dd92b4eb4" "d23513162b02d0f72a43a2fe4a5f97ab" "41e95b3bb0a2e8dd477901e4fca894c0"
     )
 
@@ -150,7 +150,7 @@ def test_rfc_7714_16_2_1_aead_aes_256_gcm() -> None:
     own._rtp = AESGCM(bytes(range(32)))
     own._rtp_salt = int.from_bytes(bytes.fromhex("517569642070726f2071756f"), "big")
     packet = bytes.fromhex("8040f17b8041f8d35501a0b2") + b"Gallia est omnis divisa in partes tres"
-    assert own.seal(packet, 12, 0x5501A0B2, 0xF17B)[12:].hex() == (
+    assert own.sealing(0x5501A0B2)(packet, 12, 0xF17B, b"")[12:].hex() == (
         "32b1de78a822fe12ef9f78fa332e33aab18012389a58e2f3b50b2a0276ffae0f1ba63799b87b"
         "7aa3db36dfffd6b0f9bb7878d7a76c13"
     )
