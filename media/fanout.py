@@ -2,22 +2,26 @@
 """One datagram to many addresses with one system call: ``sendmmsg`` of Linux through ctypes.
 
 The call lets go of the interpreter's lock, so that a thread can send while the loop goes on (:class:`FanOutThread`).
+Threads take turns, so that one processor is left to the loop (:class:`Turns`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import ipaddress
+import logging
 import os
 import queue
 import socket
 import struct
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 
-__all__ = ["Address", "FanOut", "FanOutThread", "mapped", "plain"]
+__all__ = ["Address", "FanOut", "FanOutThread", "Turns", "mapped", "plain"]
+
+log = logging.getLogger(__name__)
 
 Address = tuple[str, int]
 #: messages in one call (the kernel's own limit)
@@ -25,8 +29,6 @@ _AT_ONCE = 1024
 #: struct mmsghdr and struct iovec, laid out as the C compiler does
 _MESSAGE = struct.Struct("@PIPNPNi0PI0P")
 _VECTOR = struct.Struct("@PN")
-#: octets kept for each socket address: a sockaddr_in6 needs 28
-_NAME = 28
 #: among so few, it does not matter who is the last, and one call less does
 _FEW = 64
 _FULL = (errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS)
@@ -42,13 +44,18 @@ def plain(host: str) -> str:
     return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
+#: struct sockaddr_in and struct sockaddr_in6: the family in the machine's own order, the port in the network's
+_SOCKADDR_IN, _SOCKADDR_IN6 = struct.Struct("=H2s4s8x"), struct.Struct("=H2s4x16sI")
+
+
 def _socket_address(address: Address, family: int) -> bytes:
+    """Raises ``OSError`` for what is no address of the family."""
+    port = address[1].to_bytes(2, "big")
     if family == socket.AF_INET:
-        host = ipaddress.IPv4Address(address[0]).packed
-        return struct.pack("=H", family) + struct.pack(">H", address[1]) + host + bytes(8)
-    ipv6 = ipaddress.IPv6Address(mapped(address[0]))
-    scope = socket.if_nametoindex(ipv6.scope_id) if ipv6.scope_id else 0
-    return struct.pack("=H", family) + struct.pack(">HI", address[1], 0) + ipv6.packed + struct.pack("=I", scope)
+        return _SOCKADDR_IN.pack(family, port, socket.inet_pton(family, address[0]))
+    host, _, scope = mapped(address[0]).partition("%")
+    index = socket.if_nametoindex(scope) if scope else 0
+    return _SOCKADDR_IN6.pack(family, port, socket.inet_pton(socket.AF_INET6, host), index)
 
 
 class _Table:
@@ -59,16 +66,13 @@ class _Table:
         self.targets = targets
         self.family = family
         self.place = {target: place for place, target in enumerate(targets)}
-        names = [_socket_address(target, family) for target in targets]
-        self._names = ctypes.create_string_buffer(b"".join(name.ljust(_NAME, b"\0") for name in names))
+        length = (_SOCKADDR_IN if family == socket.AF_INET else _SOCKADDR_IN6).size
+        names = b"".join([_socket_address(target, family) for target in targets])
+        self._names = ctypes.create_string_buffer(names, len(names))
         base = ctypes.addressof(self._names)
-        self._messages = ctypes.create_string_buffer(
-            b"".join(
-                _MESSAGE.pack(base + place * _NAME, len(name), vector, 1, 0, 0, 0, 0)
-                for place, name in enumerate(names)
-            )
-            * 2
-        )
+        pack = _MESSAGE.pack
+        messages = [pack(at, length, vector, 1, 0, 0, 0, 0) for at in range(base, base + len(names), length)]
+        self._messages = ctypes.create_string_buffer(b"".join(messages) * 2)
         self.address = ctypes.addressof(self._messages)
 
 
@@ -161,16 +165,62 @@ class FanOut:
         return sent
 
 
+class Turns:
+    """Lets so many threads send at the same time, each for one packet; whoever has waited longest is next.
+
+    A turn is handed over: a thread that has more to send cannot take it again before those who wait, as it could
+    with a semaphore.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._lock = threading.Lock()
+        self._free = at_once
+        self._waiting: deque[threading.Lock] = deque()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            gate = threading.Lock()
+            gate.acquire()
+            self._waiting.append(gate)
+        gate.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._free += 1
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+#: of all threads of this process. With more senders than processors the system takes one off its processor while it
+#: holds the interpreter's lock, and the loop waits for that lock until the sender's next time slice
+_TURNS = Turns(max(1, _processors() - 1))
+
+
 class FanOutThread:
     """A thread that sends, for groups so large that the loop would feel it.
 
-    At most ``depth`` packets wait; when more come, the oldest is dropped and counted, as old audio is worth nothing.
+    Packets are sent in the order of :meth:`put`. At most ``depth`` of them wait; when more come, the oldest is dropped
+    and counted in ``dropped``, as old audio is worth nothing; one that could not be sent for a reason that is no
+    network's is logged and counted in ``failed``.
     On Linux the thread is so much ``nicer`` than the loop: who may speak is decided before another's audio is copied.
     """
 
-    def __init__(self, sock: socket.socket, fan_out: FanOut, *, depth: int = 256, nicer: int = 1) -> None:
+    def __init__(
+        self, sock: socket.socket, fan_out: FanOut, *, depth: int = 256, nicer: int = 1, turns: Turns = _TURNS
+    ) -> None:
         self.dropped = 0
+        self.failed = 0
         self._nicer = nicer
+        self._turns = turns
         self._socket = sock
         self._fan_out = fan_out
         self._depth = depth
@@ -183,7 +233,13 @@ class FanOutThread:
             thread = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + self._nicer))
         while (job := self._waiting.get()) is not None:
-            self._fan_out.send(self._socket, *job)
+            try:
+                with self._turns:
+                    self._fan_out.send(self._socket, *job)
+            except Exception:
+                # one packet must not end the thread, without which the group would hear nothing any more
+                self.failed += 1
+                log.exception("a packet to %d addresses was not sent", len(job[1]))
 
     def put(self, packet: bytes, targets: tuple[Address, ...], skip: Address | None) -> None:
         """Sends as :meth:`FanOut.send` does, soon."""

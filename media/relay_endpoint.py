@@ -152,11 +152,14 @@ class GroupRelay:
     ) -> None:
         """A member comes in: he gets audio from now on and is told how the floor stands.
 
-        Raises ValueError when his media address or the MKI of his CSK is another member's.
+        Raises ValueError when his media address or the MKI of his CSK is another member's, and when the relay's own
+        address is of another family.
         """
         self.remove_leg(participant)
         if csk.mki in self._by_mki:
             raise ValueError("the CSK-ID is another participant's")
+        if not self._audio.reaches(audio):
+            raise ValueError(f"{audio[0]} cannot be reached from {self.audio[0]}")
         now = self._loop.time()
         self._relay.add(participant, audio, media_ssrc, guk_id, now, receive_only=receive_only)
         ssrc = int.from_bytes(os.urandom(4), "big")
@@ -346,7 +349,8 @@ class GroupRelay:
     # --- the end --------------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
-        """Counters: packets relayed and dropped by reason, floor messages refused, datagrams the system refused."""
+        """Counters: packets relayed and dropped by reason, floor messages refused, datagrams the system refused, and
+        packets that a thread did not come to (``behind``) or could not send (``failed``)."""
         return {
             **self._relay.counters,
             **self.counters,
@@ -354,6 +358,7 @@ class GroupRelay:
             "unsent": self._fan_out.lost + self._audio.errors + self._floor.errors,
             "unreachable": self._fan_out.unreachable,
             "behind": self._audio.dropped,
+            "failed": self._audio.failed,
         }
 
     def reports(self) -> dict[str, dict[str, float]]:

@@ -106,6 +106,15 @@ class Datagrams:
         """Packets that the sending thread did not come to."""
         return 0 if self._thread is None else self._thread.dropped
 
+    @property
+    def failed(self) -> int:
+        """Packets that the sending thread could not send, for a reason that the log tells."""
+        return 0 if self._thread is None else self._thread.failed
+
+    def reaches(self, address: Address) -> bool:
+        """Whether an address is of a family that this socket speaks."""
+        return self.address[0] == "::" or (":" in self.address[0]) == (":" in address[0])
+
     def close(self) -> None:
         """Nothing more is received or sent. Harmless twice."""
         if self._socket is not None:

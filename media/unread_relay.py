@@ -81,7 +81,10 @@ class UnreadRelay:
         return self._floor.address
 
     def add_leg(self, participant: str, *, audio: Address, floor: Address, media_ssrc: int, guk_id: int) -> None:
-        """A member comes in. Raises ValueError when an address is another's."""
+        """A member comes in. Raises ValueError when an address is another's, or of another family than the relay's."""
+        for address in (audio, floor):
+            if not self._audio.reaches(address):
+                raise ValueError(f"{address[0]} cannot be reached from {self.audio[0]}")
         now = self._loop.time()
         self._audio_relay.add(participant, audio, media_ssrc, guk_id, now)
         try:
@@ -118,8 +121,16 @@ class UnreadRelay:
     def statistics(self) -> dict[str, Any]:
         """Counters: packets relayed and dropped by reason; those of floor messages begin with ``floor-``."""
         floor = {f"floor-{reason}": count for reason, count in self._floor_relay.counters.items()}
-        lost = sum(fan_out.lost for _, _, fan_out in self._lines.values())
-        return {**self._audio_relay.counters, **floor, "legs": len(self._audio_relay.legs), "unsent": lost}
+        lines = self._lines.values()
+        return {
+            **self._audio_relay.counters,
+            **floor,
+            "legs": len(self._audio_relay.legs),
+            "unsent": sum(fan_out.lost for _, _, fan_out in lines),
+            "unreachable": sum(fan_out.unreachable for _, _, fan_out in lines),
+            "behind": sum(line.dropped for _, line, _ in lines),
+            "failed": sum(line.failed for _, line, _ in lines),
+        }
 
     def close(self) -> None:
         """Lets go of both sockets. Harmless twice."""

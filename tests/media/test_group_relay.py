@@ -26,6 +26,7 @@ from media.relay_endpoint import GroupRelay, GroupRelaySettings
 from media.rtcp import Report
 from media.srtp import CSK, SrtpKey, SrtpSender
 from media.tracks import ToneTrack
+from media.unread_relay import UnreadRelay
 
 DATA = Path(__file__).parents[2] / "scenarios" / "data"
 NAMES = ("alice", "bob", "carol")
@@ -277,6 +278,23 @@ async def test_the_address_of_a_members_audio_is_learnt_from_his_authentic_keep_
     finally:
         await member.close()
         relay.close()
+
+
+async def test_a_leg_that_the_relays_address_cannot_reach_is_refused_and_the_others_go_on() -> None:
+    """An IPv6 address in the table of a socket that speaks IPv4 would keep everyone from hearing anything."""
+    csk, four, six = SrtpKey(bytes(16), bytes(12), b"mki0"), ("127.0.0.1", 9), ("::1", 9)
+    relay, unread = GroupRelay("sip:g@x", "127.0.0.1"), UnreadRelay("sip:g@x", "127.0.0.1")
+    try:
+        with pytest.raises(ValueError, match="cannot be reached"):
+            relay.add_leg("sip:a@x", audio=six, floor=four, media_ssrc=1, csk=csk, guk_id=1)
+        relay.add_leg("sip:a@x", audio=four, floor=four, media_ssrc=1, csk=csk, guk_id=1)
+        for audio, floor in ((six, four), (four, six)):
+            with pytest.raises(ValueError, match="cannot be reached"):
+                unread.add_leg("sip:a@x", audio=audio, floor=floor, media_ssrc=1, guk_id=1)
+        assert relay.statistics()["legs"] == 1 and unread.statistics()["legs"] == 0
+    finally:
+        relay.close()
+        unread.close()
 
 
 @pytest.mark.parametrize("codec", [G722, PCMA, pytest.param(AMR_WB, marks=needs_amr)], ids=lambda codec: codec.name)

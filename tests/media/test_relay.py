@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from media.fanout import FanOut, FanOutThread
+from media.fanout import Address, FanOut, FanOutThread, Turns
 from media.relay import Relay, RelaySettings
 
 ALICE, BOB, CAROL = ("127.0.0.1", 4001), ("127.0.0.1", 4002), ("::1", 4003)
@@ -209,3 +211,62 @@ def test_a_thread_sends_in_order_and_drops_the_oldest_when_it_is_behind(sockets:
     for number in range(10):
         idle.put(b"%d" % number, targets, None)
     assert idle.dropped == 7
+
+
+class Sends(FanOut):
+    """Sends nothing: notes what it is given, and waits in between until it is told to go on."""
+
+    def __init__(self, log: list[bytes], go_on: threading.Semaphore, running: list[int]) -> None:
+        super().__init__()
+        self.log, self.go_on, self.running = log, go_on, running
+
+    def send(
+        self, sock: socket.socket, packet: bytes, targets: tuple[Address, ...], skip: Address | None = None
+    ) -> int:
+        self.running.append(1)
+        self.go_on.acquire()
+        assert sum(self.running) == 1, "two at once"
+        self.running.append(-1)
+        self.log.append(packet)
+        return len(targets)
+
+
+@pytest.mark.network
+def test_threads_take_turns_and_none_goes_twice_while_another_waits(sockets: list[socket.socket]) -> None:
+    log: list[bytes] = []
+    running: list[int] = []
+    go_on, turns = threading.Semaphore(0), Turns(1)
+    threads = [FanOutThread(sock, Sends(log, go_on, running), turns=turns) for sock in sockets[:3]]
+    for number in range(4):
+        for name, thread in zip((b"a", b"b", b"c"), threads, strict=True):
+            thread.put(name + b"%d" % number, (ALICE,), None)
+    for released in range(12):
+        # whoever has something left waits for his turn: then nobody can be overtaken by chance
+        while sum(running) < 1 or len(turns._waiting) < min(2, 11 - released):
+            os.sched_yield()
+        go_on.release()
+        while len(log) == released:
+            os.sched_yield()
+    for thread in threads:
+        thread.close()
+    for start in range(0, 12, 3):
+        assert {packet[:1] for packet in log[start : start + 3]} == {b"a", b"b", b"c"}, log
+    for name in (b"a", b"b", b"c"):
+        mine = [packet for packet in log if packet.startswith(name)]
+        assert mine == sorted(mine) and len(mine) == 4
+    assert not any(thread.failed or thread.dropped for thread in threads)
+
+
+@pytest.mark.network
+def test_a_packet_that_cannot_be_sent_does_not_end_its_thread(
+    sockets: list[socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    sender, receiver, *_ = sockets
+    receiver.bind(("127.0.0.1", 0))
+    thread = FanOutThread(sender, FanOut())
+    targets = (receiver.getsockname(),)
+    for to in (targets, (CAROL,), targets):  # an IPv6 address, and the socket speaks IPv4
+        thread.put(b"x", to, None)
+    thread.close()
+    assert got(receiver) == [b"x", b"x"] and thread.failed == 1
+    assert "was not sent" in caplog.text
