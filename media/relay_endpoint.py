@@ -31,7 +31,7 @@ __all__ = ["GroupRelay", "GroupRelaySettings"]
 log = logging.getLogger(__name__)
 
 #: floor datagrams sent before the loop has its turn
-_SLICE = 64
+_SLICE = 16
 #: seconds between looks at whose keep-alive is due, at least
 _TICK = 0.05
 
