@@ -90,7 +90,7 @@ class MemberMedia:
       {position}, ``floor-revoked`` {cause}, ``floor-taken`` {user}, ``floor-idle`` {}, ``floor-timeout`` {},
       ``floor-unqueued`` {} (the server has taken the request back), ``talker-silent`` {} (T103),
       ``burst-sent`` {start, duration}, ``burst-heard`` {user, start, offset, samples, lost, late, jitter, concealed,
-      delay of the jitter buffer; mouth_to_ear, rating of the E-model, opinion score},
+      silent (frames), delay of the jitter buffer; mouth_to_ear, rating of the E-model, opinion score},
       ``impersonated`` {mki}, ``ssrc-refused`` {ssrc}, ``ssrc-clash`` {}, ``no-microphone`` {}, ``server-silent`` {}.
       Times are Unix seconds; ``offset`` is the index of the burst's first sample in the recording (16 kHz).
     - ``tap(packet, source)`` gets every audio packet as it came, before anything is checked.

@@ -22,7 +22,7 @@ def member_figures(
     send_errors: int,
 ) -> dict[str, Any]:
     """{sent, received, authenticated, dropped {reason: packets}, bursts, frames, lost, late, duplicates, concealed,
-    jitter (seconds, of the last burst), unsent, floor_sent, floor_received, floor_dropped, send_errors}."""
+    silent, jitter (seconds, of the last burst), unsent, floor_sent, floor_received, floor_dropped, send_errors}."""
     refused = Counter(protection)
     accepted = refused.pop("accepted", 0)
     heard = Counter(reception)
@@ -35,6 +35,7 @@ def member_figures(
         "dropped": {reason: count for reason, count in sorted(drops.items()) if count},
         **figures,
         "concealed": playout.concealed,
+        "silent": playout.silent,
         "jitter": round(playout.jitter, 6),
         "unsent": talker.unsent,
         "floor_sent": own["floor-sent"],

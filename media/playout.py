@@ -25,6 +25,7 @@ class _Track:
         self.first = first
         self.start = start
         self.samples = 0
+        self.played = 0
         self.concealed = 0
 
 
@@ -33,6 +34,8 @@ class Playout:
 
     def __init__(self, reception: Reception, clock: Callable[[], float], codec: Codec = OPUS) -> None:
         self.concealed = 0
+        #: frames at whose time nothing was there, neither they nor a later one that showed a gap to conceal
+        self.silent = 0
         self.jitter = 0.0
         #: told every frame that is played: (user, 640 octets of 16 kHz mono, when it is due)
         self.listeners: list[Callable[[str, bytes, float], None]] = []
@@ -84,6 +87,7 @@ class Playout:
                 self._reception.counters["codec"] += 1
         at = event.offset * FRAME_SAMPLES
         track.samples = at + FRAME_SAMPLES
+        track.played += 1
         self._end = track.first + track.samples
         if self._timeline is not None:
             self._timeline.write_at(track.first + at, pcm)
@@ -98,7 +102,10 @@ class Playout:
             return None
         self.jitter = burst.jitter
         start = self._clock() - (now - track.start)
-        loss = track.concealed / max(1, track.samples // FRAME_SAMPLES)
+        frames = track.samples // FRAME_SAMPLES
+        silent = frames - track.played
+        self.silent += silent
+        loss = (track.concealed + silent) / max(1, frames)
         figures = {}
         if burst.captured is not None:
             # on one clock: what the talker stated against when it was played, and the codec's own delay
@@ -117,6 +124,7 @@ class Playout:
             "late": burst.buffer.late,
             "jitter": round(burst.jitter, 6),
             "concealed": track.concealed,
+            "silent": silent,
             "delay": round(burst.buffer.delay, 4),
             **figures,
         }

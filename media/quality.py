@@ -87,7 +87,7 @@ def e_model(
     """The transmission rating R of ITU-T G.107 with its default values, 0 (useless) to 93.2 (the best).
 
     :param delay: from mouth to ear, seconds
-    :param loss: share of the frames that were concealed, 0..1
+    :param loss: share of the frames that were concealed or silent, 0..1
     :param impairment: Ie of the codec; of the codecs here an estimate, since G.113 lists none of them at 16 kHz
     :param robustness: Bpl of the codec and its concealment
     :param burst: BurstR: how much longer than by chance losses last (1: by chance)

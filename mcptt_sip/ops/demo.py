@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mcptt_sip.ops import capture
+from mcptt_sip.ops.burstquality import BurstQuality, burst_quality, in_one_line
 from mcptt_sip.ops.ladder import read_ladder
 from mcptt_sip.ops.recording import samples_of
 from mcptt_sip.ops.report import write_report
@@ -30,6 +31,7 @@ class DemoResult:
     problem: str | None = None
     breakage: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    bursts: list[BurstQuality] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -39,7 +41,8 @@ class DemoResult:
         phones = {n: {k: v for k, v in p.items() if k != "levels"} for n, p in self.phones.items()}
         return {
             "passed": self.passed, "break": self.breakage, "problem": self.problem,
-            "steps": [v.as_json() for v in self.verdicts], "phones": phones, "out": str(self.out),
+            "steps": [v.as_json() for v in self.verdicts], "phones": phones,
+            "bursts": [b.as_json() for b in self.bursts], "out": str(self.out),
         }
 
     def summary(self) -> str:
@@ -54,6 +57,8 @@ class DemoResult:
             heard = ", ".join(f"{h['talker']} {h.get('score', 0):.2f}" for h in phone.get("heard", []))
             if heard:
                 lines.append(f"{name} heard {heard}")
+        if self.bursts:
+            lines.append(in_one_line(self.bursts))
         if self.problem:
             lines.append(f"problem: {self.problem}")
         lines.append(f"{'PASSED' if self.passed else 'FAILED'}: open {self.out / 'report.html'}")
@@ -119,7 +124,12 @@ def judge(lab: Lab, out: Path, module: Any, problem: str | None, breakage: str |
             samples, rate = samples_of(path)
             phones[name]["levels"] = _levels(samples)
             phones[name]["seconds"] = round(len(samples) / rate, 2)
-    result = DemoResult(verdicts, phones, out, problem, breakage, lab.facts)
+            begin = next((e["start"] - e["offset"] / rate for e in evidence.of(name, "burst-heard")), None)
+            removed_at = lab.facts.get("removed_at")
+            if "tap_after_removal" in phones[name] and begin is not None and removed_at is not None and len(samples):
+                phones[name]["removed_share"] = round(min(1.0, (removed_at - begin) * rate / len(samples)), 4)
+    bursts = burst_quality(events, names, {name: lab.uri(name) for name in names}, judge.start)
+    result = DemoResult(verdicts, phones, out, problem, breakage, lab.facts, bursts)
     write_report(
         out / "report.html",
         title="Temporary group call – user regroup",
@@ -129,5 +139,6 @@ def judge(lab: Lab, out: Path, module: Any, problem: str | None, breakage: str |
         recordings=recordings,
         ladder=ladder,
         start=judge.start,
+        bursts=bursts,
     )
     return result

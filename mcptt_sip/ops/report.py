@@ -15,7 +15,9 @@ from typing import Any
 
 from mcptt_sip.mcptt.keying import KeyingError, i_message
 from mcptt_sip.message import Request, Response
+from mcptt_sip.ops.burstquality import BurstQuality, Hearing, in_one_line
 from mcptt_sip.ops.ladder import Ladder, Step
+from media.codec import FRAME_SECONDS
 from media.errors import MediaError
 from media.floor_messages import decode_all
 from mikey import MikeyError, read
@@ -56,6 +58,12 @@ pre { white-space: pre-wrap; word-break: break-all; font-size: 12.5px; margin: 6
 .request { color: var(--req) } .response { color: var(--res) } .floor { color: var(--floor) }
 .head .lanes { height: 26px; font-weight: 600 } .head .label { top: 3px; transform: translateX(-50%) }
 .filter { margin: 0 0 8px }
+.quality th { text-align: right; white-space: nowrap } .quality th:first-child { text-align: left }
+.quality td.num:last-child, .quality th:last-child { padding-right: 16px }
+.quality .burst td { font-weight: 600; background: var(--ground); border-top: 2px solid var(--line) }
+.quality .burst span { font-weight: 400; color: var(--dim); margin-left: 12px }
+.quality tr:not(.burst) td:first-child { padding-left: 26px }
+.quality .part td { color: var(--dim) } .scroll { overflow-x: auto }
 """
 
 _SCRIPT = """
@@ -140,6 +148,51 @@ def _phone(name: str, phone: dict[str, Any], recording: Path | None) -> str:
         )
     parts.append("</div>")
     return "".join(parts)
+
+
+def _figure(value: float | None, digits: int = 0, unit: str = "") -> str:
+    return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def _hearing(hearing: Hearing, said: int) -> str:
+    """One row; a rating under 70 is what G.107 calls dissatisfying to many."""
+    worse = hearing.lost, hearing.late, hearing.concealed, hearing.silent
+    counts = "".join(f'<td class="num{" wait" if count else ""}">{count}</td>' for count in worse)
+    low = hearing.rating is not None and hearing.rating < 70
+    part = "" if hearing.whole else f" · {hearing.frames} of {said} frames"
+    return (
+        f'<tr{"" if hearing.whole else " class=part"}><td>{_text(hearing.member)}{part}</td>'
+        f'<td class="num">{_figure(hearing.frames * FRAME_SECONDS, 2)}</td>'
+        f'<td class="num">{_figure(hearing.mouth_to_ear_ms)}</td>{counts}'
+        f'<td class="num">{_figure(hearing.jitter_ms, 1)}</td>'
+        f'<td class="num{" bad" if low else ""}">{_figure(hearing.rating, 1)}</td>'
+        f'<td class="num">{_figure(hearing.opinion, 2)}</td></tr>'
+    )
+
+
+def _quality(bursts: Sequence[BurstQuality]) -> str:
+    """The talk bursts in the order of time, under each the members who heard it."""
+    columns = (
+        "heard by", "seconds", "mouth to ear, ms", "lost", "of them late", "concealed", "silent", "jitter, ms", "R", "MOS",
+    )  # fmt: skip
+    rows = [f"<tr>{''.join(f'<th>{column}</th>' for column in columns)}</tr>"]
+    for burst in bursts:
+        waited = ", waiting in the queue included" if burst.queued else ""
+        rows.append(
+            f'<tr class="burst"><td colspan="{len(columns)}">{_text(burst.talker)}'
+            f"<span>from {burst.start_ms / 1000:.1f} s on, {burst.frames * FRAME_SECONDS:.2f} s · "
+            f"access {_figure(burst.access_ms, 1, ' ms')}{waited}</span></td></tr>"
+        )
+        rows += [_hearing(hearing, burst.frames) for hearing in burst.heard]
+    return (
+        f'<p class="sub">{_text(in_one_line(bursts))}</p>'
+        f'<div class="scroll"><table class="quality">{"".join(rows)}</table></div>'
+        '<p class="marks">Measured by the phones. Access: from the button to Floor Granted. Mouth to ear: from a '
+        "sample’s recording to its playing on this machine’s one clock, the jitter buffer and the codec included; "
+        "microphone, loudspeaker and radio are not in it. Of the frames (20 ms each) that were not there at their time, some "
+        "were concealed, and at some nothing was heard. R (0 to 93.2) and MOS (1 to 4.5): what the E-model, ITU-T G.107, "
+        "expects of such a delay and such losses. Pale: not there for the whole burst.</p>"
+    )
 
 
 def _summary(step: Step) -> tuple[str, str]:
@@ -248,6 +301,7 @@ def write_report(
     ladder: Ladder,
     start: float,
     facts: Sequence[tuple[str, str]] = (),
+    bursts: Sequence[BurstQuality] = (),
 ) -> None:
     """Writes the page."""
     lanes = ["alice", "server", *(name for name in phones if name != "alice")]
@@ -262,6 +316,7 @@ def write_report(
 <h2>What each phone heard</h2>
 <p class="sub">One click plays a talk burst. The score compares it with what was said (1 is identical).</p>
 {''.join(_phone(name, phone, recordings.get(name)) for name, phone in phones.items())}
+{f'<h2>How well each burst was heard</h2>{_quality(bursts)}' if bursts else ''}
 <h2>All SIP and floor control messages</h2>
 <p class="filter">Show <label><input type="checkbox" data-kind="request" checked> requests</label>
 <label><input type="checkbox" data-kind="response" checked> responses</label>

@@ -2,14 +2,21 @@
 """The score tells what was heard from what was not."""
 
 import wave
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from media.quality import score
+from media.codec import FRAME_OCTETS, FRAME_SAMPLES
+from media.codecs import OPUS
+from media.playout import Playout
+from media.quality import e_model, score
+from media.reception import Reception
+from media.rtp import RtpPacket
 
 DATA = Path(__file__).parents[2] / "scenarios" / "data"
 RATE = 16000
@@ -49,3 +56,57 @@ def test_a_missing_half_shows_in_the_score() -> None:
     half = said.copy()
     half[len(half) // 2 :] = 0
     assert score(said, half, RATE) < 0.85
+
+
+class Silence:
+    """Decodes everything to it."""
+
+    def decode(self, payload: bytes) -> bytes:
+        return bytes(FRAME_OCTETS)
+
+    def conceal(self, following: bytes | None = None) -> bytes:
+        return bytes(FRAME_OCTETS)
+
+
+def listen(arrivals: dict[int, float]) -> dict[str, Any]:
+    """The figures of a burst whose frames (by number, from 0) come at these seconds."""
+    now, wall = 0.0, 1_700_000_000.0
+    reception = Reception("sip:me@x", lambda user, _mki: user == "sip:alice@x")
+    playout = Playout(reception, lambda: wall + now, replace(OPUS, decoder=Silence, delay=0.0))
+    reception.floor("sip:alice@x", now)
+    found: dict[str, Any] = {}
+
+    def hear() -> None:
+        for event in reception.events():
+            details = playout.take(event, now)
+            if details is not None:
+                assert not found, "one burst"
+                found.update(details)
+
+    for at, number in [*sorted((at, number) for number, at in arrivals.items()), (1e3, -1)]:
+        while (due := reception.next_timer()) is not None and due <= at:
+            now = max(now, due)
+            reception.handle_timer(now)
+            hear()
+        now = at
+        if number >= 0:
+            packet = RtpPacket(96, number, number * 960, 1, number == 0, b"x", wall + number * 0.02)
+            reception.receive(packet, b"\0\0\0\1alic", now, wall + now)
+        hear()
+    return {**found, "total_silent": playout.silent}
+
+
+def test_a_bursts_figures_are_of_what_was_heard_and_its_rating_counts_every_frame_that_was_not() -> None:
+    way = 0.03
+    clean = listen({n: n * 0.02 + way for n in range(100)})
+    assert clean["lost"] == clean["concealed"] == clean["silent"] == 0 and clean["samples"] == 32000
+    assert clean["mouth_to_ear"] == pytest.approx(way + 0.06) and clean["rating"] == round(e_model(0.09, 0.0), 1)
+    gap = listen({n: n * 0.02 + way for n in range(100) if n not in (40, 60)})
+    assert gap["lost"] == gap["concealed"] == 2 and gap["silent"] == 0
+    assert gap["rating"] == round(e_model(0.09, 0.02, robustness=OPUS.robustness), 1)
+    # the way stands still for 0.3 s, and then everything comes at once
+    stall = listen({n: (1.1 if 40 <= n < 55 else n * 0.02) + way for n in range(100)})
+    assert stall["concealed"] == 0 and stall["silent"] == stall["lost"] == stall["late"] == stall["total_silent"] > 5
+    loss = stall["silent"] / (stall["samples"] // FRAME_SAMPLES)
+    assert stall["rating"] == round(e_model(stall["mouth_to_ear"], loss, robustness=OPUS.robustness), 1)
+    assert stall["rating"] < gap["rating"] < clean["rating"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,33 @@ def test_the_removed_phone_reads_none_of_what_its_tap_still_gets(demo: Demo) -> 
     assert tap["after_removal"] > 200
     assert tap["authenticated"] > 100, "while he was a member the tap could read: it is able to"
     assert tap["authenticated_after_removal"] == 0
+
+
+def test_how_well_each_burst_was_heard_is_what_the_phones_measured(demo: Demo) -> None:
+    bursts = demo.result["bursts"]
+    assert [burst["talker"] for burst in bursts] == ["alice", "bob", "carol", "dave", "erin", "alice"]
+    assert [burst["queued"] for burst in bursts] == [False, True, False, False, False, False]
+    told = {
+        name: [json.loads(line) for line in (demo.out / f"{name}.events.jsonl").read_text().splitlines()]
+        for name in PHONES
+    }
+    for burst in bursts:
+        granted = [e["access"] for e in told[burst["talker"]] if e["event"] == "floor-granted"]
+        assert burst["access_ms"] in [round(access * 1000, 1) for access in granted]
+        assert burst["access_ms"] > 0 and (burst["access_ms"] > 1000) == burst["queued"], "bob waited for alice's end"
+    shown = [(hearing["member"], burst["talker"], hearing) for burst in bursts for hearing in burst["heard"]]
+    for name in PHONES:
+        measured = [e for e in told[name] if e["event"] == "burst-heard"]
+        mine = [(talker, hearing) for member, talker, hearing in shown if member == name]
+        assert [f"sip:{talker}@mcx.example" for talker, _ in mine] == [e["user"] for e in measured]
+        for (_, hearing), event in zip(mine, measured, strict=True):
+            assert hearing["mouth_to_ear_ms"] == round(event["mouth_to_ear"] * 1000, 1) > 0
+            for figure in ("lost", "late", "concealed", "silent", "rating", "opinion"):
+                assert hearing[figure] == event[figure]
+            assert 0 <= hearing["rating"] <= 93.2 and 1 <= hearing["opinion"] <= 4.5
+    assert len({hearing["mouth_to_ear_ms"] for _, _, hearing in shown}) > 3
+    page = (demo.out / "report.html").read_text()
+    assert page.count('<tr class="burst">') == len(bursts)
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(demo: Demo) -> None:
