@@ -3,14 +3,14 @@
 
 A relay holds no media key. What it can check stands in clear: the source address, the sender's SSRC, and the
 GUK-ID at the end of the MKI, which names the member whose key the packet is (allegedly) protected under. The
-checks keep strangers and one member's packets under another's name out; that a packet is authentic, its receivers
-find out for themselves.
+checks keep strangers, one member's packets under another's name and what is under a key that its member has left out;
+that a packet is authentic, its receivers find out for themselves.
 """
 
 from __future__ import annotations
 
 import struct
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -38,6 +38,8 @@ class RelaySettings:
     pause: float = 1.0
     #: GUK-IDs of a member that are valid: the last ones that were bound to his leg
     guk_ids: int = 4
+    #: seconds for which a member's older GUK-IDs still pass once he has sent under a newer one: what was under way
+    grace: float = 4.0
     max_legs: int = 2000
     #: SRTCP with floor messages is relayed, instead of SRTP
     control: bool = False
@@ -50,8 +52,11 @@ class Leg:
     participant: str
     audio: Address
     media_ssrc: int
-    guk_ids: deque[bytes]
+    #: in the order in which they were bound, each with the time from which it is refused
+    guk_ids: dict[bytes, float]
     receive_only: bool = False
+    #: under which he sent last
+    guk_id: bytes = b""
     tokens: float = 0.0
     refilled: float = 0.0
     sent: int = 0
@@ -84,18 +89,19 @@ class Relay:
             raise ValueError(f"{audio} is another participant's media address")
         if len(self.legs) >= self.settings.max_legs:
             raise ValueError(f"more than {self.settings.max_legs} legs")
-        leg = Leg(participant, audio, media_ssrc, deque(maxlen=self.settings.guk_ids), receive_only)
+        leg = Leg(participant, audio, media_ssrc, {guk_id.to_bytes(4, "big"): float("inf")}, receive_only)
         leg.tokens, leg.refilled = self.settings.burst, now
-        leg.guk_ids.append(guk_id.to_bytes(4, "big"))
         self.legs[participant] = self._by_source[audio] = leg
         self._destinations = None
 
     def bind(self, participant: str, guk_id: int) -> None:
-        """A further GUK-ID of a participant, after a new group key."""
+        """A further GUK-ID of a participant, after a new group key. Those before stay valid until he has switched."""
         leg = self.legs.get(participant)
         octets = guk_id.to_bytes(4, "big")
         if leg is not None and octets not in leg.guk_ids:
-            leg.guk_ids.append(octets)
+            leg.guk_ids[octets] = float("inf")
+            if len(leg.guk_ids) > self.settings.guk_ids:
+                del leg.guk_ids[next(iter(leg.guk_ids))]
 
     def move(self, participant: str, audio: Address) -> bool:
         """A participant's media now comes from, and goes to, another address: whether it does. Only what is
@@ -144,9 +150,14 @@ class Relay:
             return "rate"
         leg.tokens -= 1.0
         end = len(packet) - settings.trailer
-        if packet[end - 4 : end] not in leg.guk_ids:
+        guk_id = packet[end - 4 : end]
+        refused_from = leg.guk_ids.get(guk_id)
+        if refused_from is None:
             return "foreign-guk-id"
+        if now >= refused_from:
+            return "retired-guk-id"
         if settings.control:
+            self._sent_under(leg, guk_id, now)
             return None
         sequence, ssrc = struct.unpack_from(">H4xI", packet, 2)
         if ssrc != leg.media_ssrc:
@@ -159,7 +170,22 @@ class Relay:
                 return "sequence"
         if not self.may_pass(leg.participant, ssrc, now):
             return "no-floor"
+        self._sent_under(leg, guk_id, now)
         leg.sent += 1
         leg.sequence = sequence
         leg.passed = now
         return None
+
+    def _sent_under(self, leg: Leg, guk_id: bytes, now: float) -> None:
+        """Retires the group keys before the one that a member has switched to (security rule 28).
+
+        A GUK-ID is of one GMK-ID, and of the leg alone: whoever makes up a GMK-ID retires nobody else's key. A member
+        who has not switched is not refused here, as his listeners must learn that he has not (rule 2).
+        """
+        if guk_id == leg.guk_id:
+            return
+        leg.guk_id = guk_id
+        for older, refused_from in leg.guk_ids.items():
+            if older == guk_id:
+                break
+            leg.guk_ids[older] = min(refused_from, now + self.settings.grace)

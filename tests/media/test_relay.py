@@ -79,6 +79,35 @@ def test_a_new_guk_id_is_bound_beside_the_old_ones_and_few_are_kept(relay: Relay
     assert relay.accept(packet(17, guk_id=11), ALICE, 0.0)
 
 
+@pytest.mark.parametrize("control", [False, True])
+def test_a_key_that_a_member_has_left_is_refused_and_one_that_he_has_not_is_not(control: bool) -> None:
+    """Security rule 28, for SRTP and for SRTCP of floor control that the members arbitrate."""
+
+    def sent(number: int, guk_id: int, now: float, source: tuple[str, int] = ALICE) -> bool:
+        whose = 1 if source == ALICE else 2
+        octets = packet(number, guk_id=guk_id, ssrc=whose)
+        return relay.accept(b"\x80\xcc" + octets[2:-4] if control else octets, source, now)
+
+    settings = RelaySettings(grace=4.0, control=control, trailer=0 if control else 4)
+    relay = Relay(lambda *_packet: True, settings)
+    relay.add("alice", ALICE, 1, 10, 0.0)
+    relay.add("bob", BOB, 2, 20, 0.0)
+    assert sent(1, 10, 0.0) and sent(1, 20, 0.0, BOB)
+    relay.bind("alice", 11)
+    relay.bind("bob", 21)
+    assert sent(2, 10, 100.0), "he has the new key, and has not switched"
+    assert sent(3, 11, 101.0)
+    assert sent(4, 10, 104.9) and sent(5, 11, 104.9), "what was under way when he switched"
+    assert not sent(6, 10, 105.0) and not sent(7, 10, 200.0)
+    assert sent(8, 11, 200.0)
+    assert sent(9, 20, 200.0, BOB), "another's switch is not his: his listeners are to be told that he is behind"
+    assert relay.counters == {"relayed": 8, "retired-guk-id": 2}
+    relay.bind("alice", 12)
+    assert sent(10, 12, 300.0) and sent(11, 11, 303.0) and not sent(12, 11, 304.0) and not sent(13, 10, 304.0)
+    relay.bind("alice", 10)  # a key message that comes once more brings nothing back
+    assert not sent(14, 10, 305.0) and relay.counters["retired-guk-id"] == 5
+
+
 def test_the_destinations_are_the_same_tuple_until_a_leg_changes(relay: Relay) -> None:
     before = relay.destinations
     assert relay.destinations is before

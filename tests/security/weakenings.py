@@ -320,6 +320,8 @@ PROOFS = (
           returns(userkeys, "holds_master_secrets", False)),
     Proof(28, "tests/media/test_relay.py::test_a_member_who_floods_is_cut_to_his_rate_and_nobody_else_is",
           returns(relay.Relay, "_refuse", None)),
+    Proof(28, "tests/media/test_relay.py::test_a_key_that_a_member_has_left_is_refused_and_one_that_he_has_not_is_not",
+          returns(relay.Relay, "_sent_under", None)),
     Proof(29, f"{MEDIA}::test_rule_29_the_file_of_group_keys_is_its_owners_alone", world_readable),
 )  # fmt: skip
 
