@@ -4,16 +4,15 @@ endian, as in `media.codec`) to RTP payloads and back. PyAV does the work and is
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from mcptt_sip.offeranswer import OPUS, Codec
-from media.codec import RATE, OpusDecoder, OpusEncoder
-from media.codecs import PCMA, PCMU, Encoder
-from media.errors import CodecError
+from media.codec import OpusDecoder, OpusEncoder
+from media.codecs import PCMA, PCMU, Encoder, SampleDecoder
 
 __all__ = ["Decoder", "Encoder", "decoder", "encoder"]
 
-_NAMES = {"PCMU": "pcm_mulaw", "PCMA": "pcm_alaw"}
+_FFMPEG_NAMES = {"PCMU": "pcm_mulaw", "PCMA": "pcm_alaw"}
 _G711 = {codec.name: codec for codec in (PCMU, PCMA)}
 
 
@@ -34,29 +33,5 @@ def encoder(codec: Codec) -> Encoder:
 
 
 def decoder(codec: Codec) -> Decoder:
-    """A decoder for what was agreed."""
-    return OpusDecoder() if codec.name == OPUS.name else _G711Decoder(codec.name)
-
-
-class _G711Decoder:
-    """Unlike the decoder of `media.codecs` it takes payloads of any length: telephones choose their ptime."""
-
-    def __init__(self, name: str) -> None:
-        import av
-
-        self._av = av
-        context: Any = av.CodecContext.create(_NAMES[name], "r")
-        context.sample_rate = 8000
-        context.layout = "mono"
-        self._context = context
-        self._resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
-
-    def decode(self, payload: bytes) -> bytes:
-        if not payload:
-            raise CodecError("an empty payload")
-        try:
-            decoded = self._context.decode(self._av.Packet(payload))
-            frames = [out for frame in decoded for out in self._resampler.resample(frame)]
-        except (self._av.FFmpegError, ValueError) as error:
-            raise CodecError(f"not a G.711 payload: {error}") from None
-        return b"".join(frame.to_ndarray().astype("<i2").tobytes() for frame in frames)
+    """A decoder for what was agreed; of G.711 for payloads of any length, as telephones choose their ptime."""
+    return OpusDecoder() if codec.name == OPUS.name else SampleDecoder(_FFMPEG_NAMES[codec.name], 8000)

@@ -26,7 +26,10 @@ from media.codec import FRAME_OCTETS, FRAME_SECONDS, RATE, Fading, OpusDecoder, 
 from media.errors import CodecError
 from media.sdp import MediaDescription
 
-__all__ = ["AMR_WB", "CODECS", "G722", "OPUS", "PCMA", "PCMU", "Codec", "Decoder", "Encoder", "available", "choose"]
+__all__ = [
+    "AMR_WB", "CODECS", "G722", "OPUS", "PCMA", "PCMU", "Codec", "Decoder", "Encoder", "SampleDecoder", "available",
+    "choose",
+]  # fmt: skip
 
 
 class Encoder(Protocol):
@@ -116,15 +119,14 @@ class _AvEncoder:
         return frame
 
 
-class _AvDecoder:
-    """The other way."""
+class SampleDecoder:
+    """The other way, for payloads of any length: all of their samples at 16 kHz. ``name`` is FFmpeg's, ``rate`` the
+    codec's sampling."""
 
     def __init__(self, name: str, rate: int) -> None:
         import av
 
         self._av, self._name, self._rate = av, name, rate
-        self._fading = Fading()
-        self.conceal = self._fading.conceal
         self._resampler = None if rate == RATE else av.AudioResampler(format="s16", layout="mono", rate=RATE)
         self._open()
 
@@ -134,7 +136,7 @@ class _AvDecoder:
         self._context = context
 
     def decode(self, payload: bytes) -> bytes:
-        """One payload to one frame. Raises :class:`CodecError`."""
+        """What one payload holds. Raises :class:`CodecError`."""
         if not payload:
             raise CodecError("an empty payload")
         try:
@@ -144,7 +146,20 @@ class _AvDecoder:
         except (self._av.FFmpegError, ValueError) as error:
             self._open()
             raise CodecError(f"not a payload of {self._name}: {error}") from None
-        pcm = b"".join(frame.to_ndarray().astype("<i2").tobytes() for frame in frames)
+        return b"".join(frame.to_ndarray().astype("<i2").tobytes() for frame in frames)
+
+
+class _FrameDecoder:
+    """One frame of each payload, which holds 20 ms: what the resampler keeps back of the first is filled up."""
+
+    def __init__(self, name: str, rate: int) -> None:
+        self._samples = SampleDecoder(name, rate)
+        self._fading = Fading()
+        self.conceal = self._fading.conceal
+
+    def decode(self, payload: bytes) -> bytes:
+        """Raises :class:`CodecError`."""
+        pcm = self._samples.decode(payload)
         return self._fading.keep(pcm[-FRAME_OCTETS:].rjust(FRAME_OCTETS, b"\0"))
 
 
@@ -168,15 +183,15 @@ AMR_WB = Codec(
 )  # fmt: skip
 #: RFC 3551 4.5.2: its RTP clock is 8 kHz by an old mistake, its sampling 16 kHz
 G722 = Codec(
-    "G722", 8000, lambda _rate: _AvEncoder("g722", 16000), lambda: _AvDecoder("g722", 16000), payload_type=9,
+    "G722", 8000, lambda _rate: _AvEncoder("g722", 16000), lambda: _FrameDecoder("g722", 16000), payload_type=9,
     bit_rate=64000, delay=0.0014, impairment=5.0,
 )  # fmt: skip
 PCMA = Codec(
-    "PCMA", 8000, lambda _rate: _AvEncoder("pcm_alaw", 8000), lambda: _AvDecoder("pcm_alaw", 8000), payload_type=8,
+    "PCMA", 8000, lambda _rate: _AvEncoder("pcm_alaw", 8000), lambda: _FrameDecoder("pcm_alaw", 8000), payload_type=8,
     bit_rate=64000,
 )  # fmt: skip
 PCMU = Codec(
-    "PCMU", 8000, lambda _rate: _AvEncoder("pcm_mulaw", 8000), lambda: _AvDecoder("pcm_mulaw", 8000), payload_type=0,
+    "PCMU", 8000, lambda _rate: _AvEncoder("pcm_mulaw", 8000), lambda: _FrameDecoder("pcm_mulaw", 8000), payload_type=0,
     bit_rate=64000,
 )  # fmt: skip
 #: in the order in which they are offered; EVS has no free implementation: a relay passes it on, nothing here speaks it

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from media import codec_amrwb, codec_opus
 from media.codec import FRAME_OCTETS, FRAME_SAMPLES, RATE, OpusDecoder, OpusEncoder, read_frames
 from media.codec_amrwb import AmrWbEncoder, AmrWbFrame, AmrWbPayload
-from media.codecs import AMR_WB, CODECS, G722, OPUS, PCMA, PCMU, Codec, available, choose
+from media.codecs import AMR_WB, CODECS, G722, OPUS, PCMA, PCMU, Codec, SampleDecoder, available, choose
 from media.errors import CodecError
 from media.quality import score
 from media.sdp import MediaDescription
@@ -61,6 +61,23 @@ def test_speech_survives_every_codec_at_its_rate_and_a_lost_packet_is_concealed(
 
 
 @needs_opus
+@pytest.mark.parametrize(("codec", "name"), [(PCMU, "pcm_mulaw"), (PCMA, "pcm_alaw")], ids=["PCMU", "PCMA"])
+@pytest.mark.parametrize("milliseconds", [5, 10, 20, 30, 60])
+def test_payloads_of_any_length_are_decoded_to_all_of_their_samples(codec: Codec, name: str, milliseconds: int) -> None:
+    encoder, decoder = codec.encoder(codec.bit_rate), SampleDecoder(name, 8000)
+    frames = list(read_frames(DATA / "alice.wav"))[:240]
+    octets = b"".join(encoder.encode(frame) for frame in frames)
+    size = milliseconds * 8
+    payloads = [octets[at : at + size] for at in range(0, len(octets), size)]
+    heard = np.frombuffer(b"".join(map(decoder.decode, payloads)), "<i2")
+    said = np.frombuffer(b"".join(frames), "<i2")
+    # the resampler keeps a few samples back
+    assert 0 <= len(said) - len(heard) <= 64
+    assert score(said, heard, RATE) > 0.9
+    with pytest.raises(CodecError):
+        decoder.decode(b"")
+
+
 def test_a_lost_packet_is_rebuilt_from_the_next_one_better_than_guessed_and_better_than_faded() -> None:
     encoder = codec_opus.LibOpusEncoder(24000, expected_loss=20)
     packets = [encoder.encode(frame) for frame in FRAMES]
