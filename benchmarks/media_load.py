@@ -21,7 +21,8 @@ from media.floor_server import FloorServerSettings
 TALKERS, MEMBERS, ASKING = 5, 1000, 100
 #: a forked process would inherit the locks of the sending threads as they are at that moment
 SPAWN = multiprocessing.get_context("spawn")
-FOREVER = FloorServerSettings(t2=3600.0)
+#: a talker keeps the floor, also while the legs of the other groups are made and he cannot be heard yet
+FOREVER = FloorServerSettings(t1=60.0, t2=3600.0)
 
 
 def csk(number: int) -> SrtpKey:
@@ -145,6 +146,9 @@ async def rows(seconds: float) -> list[Row]:
     bystander.start()
     await asyncio.get_running_loop().run_in_executor(None, near.recv)
     ours.send([relay.audio for relay in relays])
+    while any(relay._outbox or not relay._fan_out.sent for relay in relays):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)  # until everyone has been told who talks, and all five do
+    before = sum(relay._fan_out.sent for relay in relays)
     lateness: list[float] = []
     watch = asyncio.ensure_future(watched(lateness))
     start, cpu = time.perf_counter(), time.process_time()
@@ -158,7 +162,7 @@ async def rows(seconds: float) -> list[Row]:
     bystander.join()
     ours.send(None)
     process.join()
-    sent = sum(relay._fan_out.sent for relay in relays)
+    sent = sum(relay._fan_out.sent for relay in relays) - before
     behind = sum(relay.statistics()["behind"] + relay.statistics()["unsent"] for relay in relays)
     for relay in (*relays, asking):
         relay.close()
