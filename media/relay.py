@@ -38,7 +38,7 @@ class RelaySettings:
     pause: float = 1.0
     #: GUK-IDs of a member that are valid: the last ones that were bound to his leg
     guk_ids: int = 4
-    #: seconds for which a member's older GUK-IDs still pass once he has sent under a newer one: what was under way
+    #: seconds for which a GUK-ID still passes once its member has sent under another one: what was under way
     grace: float = 4.0
     max_legs: int = 2000
     #: SRTCP with floor messages is relayed, instead of SRTP
@@ -52,10 +52,10 @@ class Leg:
     participant: str
     audio: Address
     media_ssrc: int
-    #: in the order in which they were bound, each with the time from which it is refused
+    #: the last ones that were bound, each with the time from which it is refused
     guk_ids: dict[bytes, float]
     receive_only: bool = False
-    #: under which he sent last
+    #: under which he sends: of the last key that he has switched to
     guk_id: bytes = b""
     tokens: float = 0.0
     refilled: float = 0.0
@@ -177,15 +177,15 @@ class Relay:
         return None
 
     def _sent_under(self, leg: Leg, guk_id: bytes, now: float) -> None:
-        """Retires the group keys before the one that a member has switched to (security rule 28).
+        """Retires the group key that a member has switched from (security rule 28).
 
         A GUK-ID is of one GMK-ID, and of the leg alone: whoever makes up a GMK-ID retires nobody else's key. A member
         who has not switched is not refused here, as his listeners must learn that he has not (rule 2).
         """
-        if guk_id == leg.guk_id:
+        if guk_id == leg.guk_id or leg.guk_ids[guk_id] != float("inf"):
             return
+        # not by the order in which they were bound: of two key changes in quick succession, the later one's messages
+        # may overtake the earlier one's
+        if leg.guk_id in leg.guk_ids:
+            leg.guk_ids[leg.guk_id] = now + self.settings.grace
         leg.guk_id = guk_id
-        for older, refused_from in leg.guk_ids.items():
-            if older == guk_id:
-                break
-            leg.guk_ids[older] = min(refused_from, now + self.settings.grace)

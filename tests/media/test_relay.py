@@ -102,10 +102,12 @@ def test_a_key_that_a_member_has_left_is_refused_and_one_that_he_has_not_is_not(
     assert sent(8, 11, 200.0)
     assert sent(9, 20, 200.0, BOB), "another's switch is not his: his listeners are to be told that he is behind"
     assert relay.counters == {"relayed": 8, "retired-guk-id": 2}
+    relay.bind("alice", 13)  # the later one of two key changes overtakes the earlier one
     relay.bind("alice", 12)
     assert sent(10, 12, 300.0) and sent(11, 11, 303.0) and not sent(12, 11, 304.0) and not sent(13, 10, 304.0)
-    relay.bind("alice", 10)  # a key message that comes once more brings nothing back
-    assert not sent(14, 10, 305.0) and relay.counters["retired-guk-id"] == 5
+    assert sent(14, 13, 400.0) and sent(15, 12, 403.0) and sent(16, 13, 500.0) and not sent(17, 12, 500.0)
+    relay.bind("alice", 12)  # a key message that comes once more brings nothing back
+    assert not sent(18, 12, 501.0) and relay.counters["retired-guk-id"] == 6
 
 
 def test_the_destinations_are_the_same_tuple_until_a_leg_changes(relay: Relay) -> None:
