@@ -63,8 +63,8 @@ class TransportSettings:
     #: read for a while. 0: no limit
     max_rate_per_source: float = 0.0
     burst_per_source: int = 200
-    #: messages of one connection that are taken before the others have their turn
-    max_messages_at_once: int = 32
+    #: messages of one connection, or datagrams, that are taken before the others have their turn
+    max_messages_at_once: int = 8
     #: resource of the WebSockets that this side opens, and the web pages that may open one here (empty: any)
     websocket_path: str = "/"
     websocket_origins: tuple[str, ...] = ()
