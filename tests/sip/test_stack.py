@@ -541,3 +541,15 @@ def test_an_early_update_waits_until_the_first_offer_is_answered(net: Net) -> No
         net.run()
         asked.append([event.response.status for event in net.alice.told(ResponseReceived)][-1])
     assert asked == [500, 200]
+
+
+def test_an_explicit_subscription_is_not_promised() -> None:
+    """RFC 7614 4: who requires it wants Refer-Events-At in the answer, which is not given here."""
+    net = Net("udp")
+    assert "explicitsub" not in net.alice.stack.settings.supported
+    mine, _ = established(net)
+    headers = [("Refer-To", "<sip:c@example.org>"), ("Require", "explicitsub")]
+    mine.send("REFER", headers=headers, now=net.now)
+    net.run()
+    (answer,) = net.alice.told(ResponseReceived)
+    assert answer.response.status == 420 and answer.response.headers.unsupported == ["explicitsub"]
