@@ -87,6 +87,8 @@ class ClientSettings:
     deputies: tuple[str, ...] = ()
     #: who may draw this user into a group: URIs, or ``sip:*@domain``; ``None``: everyone whose key is in order
     callers: tuple[str, ...] | None = None
+    #: calls that are over whose newest key message's time is remembered
+    remembered_groups: int = 256
     call: CallSettings = CallSettings()
     distribution: DistributionSettings = DistributionSettings()
     agent: TransportSettings = TransportSettings()
@@ -142,6 +144,8 @@ class McpttClient(ClientRequests):
         self.client_id = f"urn:uuid:{_uuid(random(16))}"
         self.csk = TransportKey.generate(KeyType.CSK, random=random)
         self.calls: dict[str, Regroup] = {}
+        #: group -> T of the newest key message of a call that is over
+        self._last_times: dict[str, float] = {}
         #: (transport, host, port) of each listener, once started
         self.addresses: list[tuple[str, str, int]] = []
         self._handler: RegroupHandler | None = None
@@ -328,7 +332,7 @@ class McpttClient(ClientRequests):
             self.emit("invitation-refused", call_id=session.call_id, reason="CallerNotAllowed")
             session.reject(403, headers=warning_header(self.domain, warning_text(127)), now=self.stack_time())
             return
-        if self._handler is None or invitation.group in self.calls:
+        if self._handler is None or invitation.group in self.calls or self._is_overtaken(invitation):
             session.reject(486, now=self.stack_time())
             return
         self.spawn(self._ask(invitation))
@@ -370,6 +374,13 @@ class McpttClient(ClientRequests):
             if self._unanswered(invitation):
                 invitation.decline()
 
+    def _is_overtaken(self, invitation: Invitation) -> bool:
+        """Whether a key message of this group that was made later has been taken: in the call there is, or in one that
+        is over (rule 14). What is held up on its way must not bring a key back that was replaced."""
+        call = self.calls.get(invitation.group)
+        last = self._last_times.get(invitation.group) if call is None else call.keys.last_timestamp
+        return last is not None and invitation.opened.timestamp < last
+
     @staticmethod
     def _unanswered(invitation: Invitation) -> bool:
         return invitation.session.context is None and not invitation.session.ended
@@ -382,6 +393,10 @@ class McpttClient(ClientRequests):
         if previous is not None and previous.initiator != invitation.initiator:
             invitation.decline()
             raise SipError(f"this user is in a call of {previous.initiator} with that group id")
+        if self._is_overtaken(invitation):
+            if not invitation.session.ended:
+                invitation.decline()
+            raise SipError(f"a later invitation to {invitation.group} was accepted")
         if previous is not None:
             # two invitations came at once, the first of which the server has given up meanwhile (rule 21)
             await previous.leave()
@@ -435,6 +450,11 @@ class McpttClient(ClientRequests):
         return GroupMediaDescription(audio=media.audio_address, floor=media.floor_address, ssrc=media.ssrc, key=key)
 
     def forget(self, regroup: Regroup) -> None:
+        """The call is over. The T of its newest key message stays known: see :meth:`_is_overtaken`."""
+        self._last_times.pop(regroup.group, None)
+        self._last_times[regroup.group] = regroup.keys.last_timestamp
+        while len(self._last_times) > self.settings.remembered_groups:
+            del self._last_times[next(iter(self._last_times))]
         if self.calls.get(regroup.group) is regroup:
             del self.calls[regroup.group]
 

@@ -261,7 +261,7 @@ class DirectedRegroup(Regroup):
     def _make_key(self) -> int:
         """The group's newest key from this instant on; returns its generation."""
         now = self.client.now()
-        key = self.distribution.new_key(now)
+        key = self.distribution.new_key(now, held_ids=self.keys.known)
         self.install(key, self.distribution.next_time(now))
         return self.distribution.generation
 

@@ -108,6 +108,11 @@ class GroupKeys:
         return key_id in self._held
 
     @property
+    def known(self) -> frozenset[int]:
+        """GMK-IDs of keys that are held, or were: no new key may have one of them (security rule 17)."""
+        return frozenset(self._held) | frozenset(self._ended)
+
+    @property
     def newest(self) -> int | None:
         """The GMK-ID of the held key with the highest T, whether it is in force yet or not."""
         held = max(self._held.values(), key=lambda h: h.timestamp, default=None)

@@ -182,6 +182,8 @@ class InitiatedRegroup(DirectedRegroup):
 class DeputyRegroup(DirectedRegroup):
     """The call of a deputy who has taken over: the member's session and keys, and the right to make new ones."""
 
+    directing = False  # until the server has agreed: nothing is sealed before
+
     @classmethod
     def succeed(
         cls, member: Regroup, distribution: KeyDistribution, settings: CallSettings, users: Iterable[str]
@@ -190,7 +192,7 @@ class DeputyRegroup(DirectedRegroup):
         call = cls(member.client, member.group, member.initiator, member.media, distribution, settings)
         call.keys, call.events, call.ended = member.keys, member.events, member.ended
         call.session, call.session_identity = member.session, member.session_identity
-        call.member_list, call.terms = member.member_list, member.terms
+        call.member_list, call.terms, call.urgency = member.member_list, member.terms, member.urgency
         member.hand_over(call)
         key = call.keys.sending(call.client.now())
         if key is not None:
@@ -209,6 +211,7 @@ class DeputyRegroup(DirectedRegroup):
         if not await self._send_members():
             self._step_down()
             raise NotADeputy(f"the server does not let {self.me} direct {self.group}")
+        self.directing = True
         self.emit("taken-over", users=sorted(self.distribution.named))
         try:
             await self.rekey()

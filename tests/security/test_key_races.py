@@ -249,3 +249,53 @@ async def test_rule_21_of_two_invitations_that_come_at_once_the_later_one_is_the
         stale = bob.client.member_class(bob.client, call.group, uri("alice"), joined.media, joined.terms)
         bob.client.forget(stale)
         assert bob.call is joined
+
+
+async def test_rule_14_an_older_invitation_that_comes_last_does_not_take_the_newer_ones_place() -> None:
+    """Overtaken on its way, or answered late by its user: the signer's T says which of the two he means."""
+    async with town() as here:
+        alice = await here.phone("alice", Caller, call=CallSettings(add_timeout=1.0, resend_after=0.3))
+        bob = await here.phone("bob")
+        await here.phone("carol")
+        asked: asyncio.Queue[Invitation] = asyncio.Queue()
+        bob.client.on_regroup(asked.put)
+        call = await alice.client.start_regroup(uri("carol"))
+        first_try = asyncio.ensure_future(call.add(uri("bob")))
+        first = await asyncio.wait_for(asked.get(), PATIENCE)
+        await call.remove(uri("bob"))
+        with pytest.raises(AddFailed):
+            await first_try
+        adding = asyncio.ensure_future(call.add(uri("bob")))
+        second = await asyncio.wait_for(asked.get(), PATIENCE)
+        joined = await second.accept()
+        await adding
+        with pytest.raises(SipError):
+            await first.accept()
+        assert bob.call is joined and not joined.ended.is_set()
+        assert joined.keys.sending(bob.client.now()) == call.distribution.current
+
+
+async def test_rule_14_an_older_invitation_brings_nobody_back_to_a_key_that_was_replaced() -> None:
+    """The call of the later invitation may be over: its T is remembered."""
+    async with town() as here:
+        alice = await here.phone("alice", Caller, call=CallSettings(add_timeout=1.0, resend_after=0.3))
+        bob = await here.phone("bob")
+        await here.phone("carol")
+        asked: asyncio.Queue[Invitation] = asyncio.Queue()
+        bob.client.on_regroup(asked.put)
+        call = await alice.client.start_regroup(uri("carol"))
+        first_try = asyncio.ensure_future(call.add(uri("bob")))
+        first = await asyncio.wait_for(asked.get(), PATIENCE)
+        await call.remove(uri("bob"))
+        with pytest.raises(AddFailed):
+            await first_try
+        adding = asyncio.ensure_future(call.add(uri("bob")))
+        joined = await (await asyncio.wait_for(asked.get(), PATIENCE)).accept()
+        await adding
+        await joined.leave()
+        with pytest.raises(SipError, match="later invitation"):
+            await first.accept()
+        assert not bob.client.calls
+        again = asyncio.ensure_future(call.add(uri("bob")))
+        await (await asyncio.wait_for(asked.get(), PATIENCE)).accept()
+        await again

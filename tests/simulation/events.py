@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from mcptt_sip.mcptt.callerrors import RegroupFailed
+from mcptt_sip.mcptt.clientrequests import CallOptions
 from mcptt_sip.mcptt.journal import GroupRecord
 from mcptt_sip.mcptt.policy import Urgency
 from tests.simulation.hostile import MOVES
@@ -19,8 +20,8 @@ from tests.simulation.world import FAILURES, REGROUP, World
 #: events and how often each happens, in parts of all
 WEIGHTS: Mapping[str, float] = {
     "start": 10, "add": 14, "remove": 6, "rekey": 5, "revoke": 1, "leave": 3, "release": 1.5, "roster": 2, "declare": 2,
-    "talk": 22, "mood": 4, "crash": 1.2, "fuse": 1.2, "restart": 4, "server_crash": 0.15, "cut_off": 1, "heal": 3,
-    "reset": 0.8, "weather": 1.5, "skew": 1.5, "hostile": 9, "wait": 3,
+    "take_over": 4, "talk": 22, "mood": 4, "crash": 1.2, "fuse": 1.2, "restart": 4, "server_crash": 0.15, "cut_off": 1,
+    "heal": 3, "reset": 0.8, "weather": 1.5, "skew": 1.5, "hostile": 9, "wait": 3,
 }  # fmt: skip
 #: groups that are alive at a time
 MAX_GROUPS = 3
@@ -58,8 +59,9 @@ class Events(World):
     async def start(self, phone: Phone, user: str) -> Group:
         client = phone.client
         assert client is not None
-        regroup = await client.prepare_regroup()
-        group = self.truth.open(regroup.group, phone.uri)
+        deputies = tuple(self.chance.sample([u for u in USERS if u != phone.uri], self.chance.choice((0, 0, 1, 2))))
+        regroup = await client.prepare_regroup(CallOptions(deputies=deputies))
+        group = self.truth.open(regroup.group, phone.uri, frozenset(deputies))
         group.named.add(user)
         try:
             await client.establish(regroup, user)
@@ -99,37 +101,38 @@ class Events(World):
 
     async def add(self, call: Any, group: Group, user: str) -> None:
         self._adding[group.group, user] += 1
-        there = user in group.named
-        group.named.add(user)
+        wishes = group.wishes_of(call.me)
+        there = user in wishes
+        wishes.add(user)
         try:
             await call.add(user)
         except FAILURES as error:
             if type(error).__name__ == "AddFailed" and not there:
-                group.named.discard(user)
+                wishes.discard(user)
             group.out[user] = "add failed"
             raise
         finally:
             self._adding[group.group, user] -= 1
 
     def _do_remove(self) -> str | None:
-        found = [(p, c, g) for p, c, g in self._initiated() if g.named]
+        found = [(p, c, g) for p, c, g in self._initiated() if g.wishes_of(p.uri)]
         if not found:
             return "nobody to remove"
         phone, call, group = self.chance.choice(found)
-        user = self.chance.choice(sorted(group.named))
+        user = self.chance.choice(sorted(group.wishes_of(phone.uri)))
         self.operate(phone, "remove", lambda: self.remove(phone, call, group, user))
         return f"{phone.name} removes {user} from {group.group[:14]}"
 
     async def remove(self, phone: Phone, call: Any, group: Group, user: str) -> None:
-        process = phone.process
-        group.named.discard(user)
+        process, wishes = phone.process, group.wishes_of(phone.uri)
+        wishes.discard(user)
         group.out[user] = "removed"
         try:
             await self.told(call, group, lambda: call.remove(user))
         except BaseException:
             record = next((record for record in phone.unfinished() if record.group == group.group), None)
             if process is not None and process.dead and record is not None and user in record.members:
-                group.named.add(user)  # the phone died before it wrote down what its user wished
+                wishes.add(user)  # the phone died before it wrote down what its user wished
             raise
 
     def _do_rekey(self) -> str | None:
@@ -144,13 +147,13 @@ class Events(World):
         """5: whoever changes keys is told who has not acknowledged the new one."""
         begun, members = self.truth.now, set(call.members)
         await work()
-        for user in sorted(members & call.distribution.named & group.named):
+        for user in sorted(members & call.distribution.named & group.wishes_of(call.me)):
             keys = self.truth.installed.get((user, group.group), {})
             has = any(self.truth.made[key].at >= begun for key in keys)
             proved = self.truth.told_keyed.get((group.group, user), -1.0) >= begun
             left = self.truth.told_left.get((group.group, user), -1.0) >= begun
             if not ((has and proved) or left) and not self._adding[group.group, user]:
-                what = f"{group.initiator} is not told that {user} has no new key of {group.group}"
+                what = f"{call.me} is not told that {user} has no new key of {group.group}"
                 self.truth.violate("5 told", what)
 
     def _do_revoke(self) -> str | None:
@@ -183,7 +186,10 @@ class Events(World):
             return "no call to release"
         phone, call, group = self.chance.choice(found)
         for_all = self.chance.random() < 0.6
-        self.truth.close(group.group, "released" if for_all else "left by its initiator")
+        if phone.uri == group.initiator:
+            self.truth.close(group.group, "released" if for_all else "left by its initiator")
+        else:
+            group.out[phone.uri], for_all = "left", False
         self.operate(phone, "release", call.release if for_all else call.leave)
         return f"{phone.name} {'releases' if for_all else 'leaves'} {group.group[:14]}"
 
@@ -199,6 +205,27 @@ class Events(World):
 
         self.operate(phone, "roster", ask)
         return f"{phone.name} asks who is in {call.group[:14]}"
+
+    def _do_take_over(self) -> str | None:
+        found = [
+            (phone, call, self.truth.groups[call.group])
+            for phone in self.phones
+            for call in phone.calls
+            if phone.uri in call.terms.deputies and not getattr(call, "directing", False)
+        ]
+        if not found:
+            return "nobody to take over"
+        lost = [(p, c, g) for p, c, g in found if not self.phone_of(g.initiator).alive]
+        phone, call, group = self.chance.choice(lost or found)
+        self.operate(phone, "take over", lambda: self.take_over(call, group))
+        return f"{phone.name} takes over {group.group[:14]}"
+
+    async def take_over(self, call: Any, group: Group) -> None:
+        """15: the deputy's wish is that everybody of the signed list goes on."""
+        if call.member_list is not None:
+            wishes = group.wishes_of(call.me)
+            wishes.update(user for user in call.member_list.users if user not in (call.me, call.initiator))
+        await call.take_over()
 
     def _do_declare(self) -> str | None:
         found = [(p, c) for p in self.phones for c in p.calls]

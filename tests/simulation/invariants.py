@@ -49,7 +49,7 @@ class Invariants:
                 seen.add((phone.name, phone.starts, call.group))
                 self._keys(phone, call, group)
                 self._media(phone, call, group)
-                if hasattr(call, "distribution"):
+                if getattr(call, "directing", False):
                     self._distribution(phone, call, group)
         for key in [key for key in self._held if key not in seen]:
             del self._held[key]
@@ -60,7 +60,7 @@ class Invariants:
         """3: only keys of the pinned signer; 4: ids stay what they are, and keys go only for a reason."""
         truth, now = self.truth, phone.clock()
         makers = {group.initiator, *group.deputies}
-        if call.initiator != group.initiator:
+        if call.initiator not in makers:
             truth.violate("3 pinning", f"{phone.uri} takes {call.initiator} for the initiator of {group.group}")
         held = {key.key_id: key for key in call.keys.held(now)}
         for key_id, key in held.items():
@@ -97,13 +97,13 @@ class Invariants:
     def _distribution(self, phone: Phone, call: Any, group: Group) -> None:
         """1: named is whom the user named; 5: whoever was sealed to counts as a holder; 8: keyed is who proved it."""
         truth, distribution = self.truth, call.distribution
-        for user in distribution.named - group.named:
+        for user in distribution.named - group.wishes_of(phone.uri):
             truth.violate("1 recipients", f"{phone.uri} has {user} in {group.group}, whom he did not name")
         current = distribution.current
         if current is None:
             return
         made = truth.made.get(current.key.reveal())
-        if made is not None:
+        if made is not None and distribution.made_at:  # a deputy has taken over what somebody sealed before
             for user in made.sealed_to - distribution.holders(current):
                 truth.violate("5 holders", f"{phone.uri} forgets that {user} got {current.key_id:08x} of {group.group}")
         for user in distribution.keyed():

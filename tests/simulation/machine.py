@@ -219,7 +219,7 @@ class Machine(Events):
         for phone in self.phones:
             for call in phone.calls:
                 self.truth.close(call.group, "the end of everything")
-                self.operate(phone, "end", call.release if hasattr(call, "distribution") else call.leave)
+                self.operate(phone, "end", call.release if hasattr(call, "release") else call.leave)
         await self._pass(SILENCE)
         assert self.host.server is not None
         if self.host.server.controlling.calls:

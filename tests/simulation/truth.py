@@ -60,6 +60,8 @@ class Group:
     named: set[str]
     #: who may make its keys beside the initiator
     deputies: frozenset[str] = frozenset()
+    #: deputy who took over -> whom he wants in it
+    named_by: dict[str, set[str]] = field(default_factory=dict)
     #: the call was given up, released or lost its initiator: everybody may end it
     over: str | None = None
     established: bool = False
@@ -67,6 +69,14 @@ class Group:
     keys: list[Made] = field(default_factory=list)
     #: users with whose leg something happened that ends it: removed, left, failed
     out: dict[str, str] = field(default_factory=dict)
+
+    def wishes_of(self, maker: str) -> set[str]:
+        """Whom this maker of keys wants in it."""
+        return self.named if maker == self.initiator else self.named_by.setdefault(maker, set())
+
+    def wanted(self, user: str) -> bool:
+        """Whether somebody who makes keys wants him in it."""
+        return user in self.named or any(user in wishes for wishes in self.named_by.values())
 
 
 @dataclass(slots=True)
@@ -151,7 +161,9 @@ class Truth:
         if made is None and opened is None and user in makers:
             made = self.made[octets] = Made(key, group, user, self.now, process.clock())
             found.keys.append(made)
-            if any(m.key.key_id == key.key_id for m in found.keys if m is not made):
+            known = self.installed.get((user, group), {})  # who comes back cannot know what a deputy made meanwhile
+            others = [m for m in found.keys if m is not made and (m.maker == user or m.key.key.reveal() in known)]
+            if any(m.key.key_id == key.key_id for m in others):
                 self.violate("4 identifiers", f"{user} makes a second key with GMK-ID {key.key_id:08x} in {group}")
             self._watch(made)
             self.counts["keys made"] += 1
@@ -333,7 +345,7 @@ def probing(truth: Truth) -> Iterator[None]:
         process = CURRENT.get()
         if process is not None and not process.dead:
             user = truth.users.get(bytes(identity), identity.hex())
-            named = frozenset(g.group for g in truth.groups.values() if user in g.named)
+            named = frozenset(g.group for g in truth.groups.values() if g.wanted(user))
             truth.sealed.append(Sealed(process, bytes(ssv), user, named, truth.now))
             truth.counts["encapsulations"] += 1
         return encapsulate(ssv, identity, z)

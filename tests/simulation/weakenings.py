@@ -48,7 +48,7 @@ class Weakening:
 #: nothing but calls and changes of keys
 PEACE = {
     "crash": 0, "fuse": 0, "server_crash": 0, "cut_off": 0, "heal": 0, "reset": 0, "weather": 0, "hostile": 0,
-    "mood": 0, "restart": 0, "declare": 0,
+    "mood": 0, "restart": 0, "declare": 0, "take_over": 0,
 }  # fmt: skip
 HOSTILE = {**PEACE, "hostile": 30, "add": 20, "rekey": 12}
 
@@ -277,7 +277,10 @@ def old_after_rejoin() -> Patch:
     """A message that was held back is taken although a newer one of its group was accepted."""
     from mikey import store
 
-    return mock.patch.object(store, "line_of", lambda _opened: None)
+    return _both(
+        mock.patch.object(store, "line_of", lambda _opened: None),
+        mock.patch.object(McpttClient, "_is_overtaken", lambda *_: False),
+    )
 
 
 def open_window() -> Patch:

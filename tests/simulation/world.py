@@ -131,7 +131,7 @@ class World:
                     self.came_back(phone)
             case "joined" if (call := phone.call(details["group"])) is not None:
                 self._joined[phone.uri, details["group"]] = self.truth.now
-                if group is not None and phone.uri in group.named:
+                if group is not None and group.wanted(phone.uri):
                     group.out.pop(phone.uri, None)
                 offer = call.session.request.body if call.session is not None else b""
                 if b"a=crypto" in offer or b"RTP/AVP" in offer:
@@ -175,7 +175,7 @@ class World:
             return
         for user, host in ((phone.uri, phone.host), ("", SERVER_HOST), (group.initiator, HOSTS[group.initiator])):
             since = now - AFTERMATH
-            if user and self._settings(USERS.index(user)).transport == "udp":
+            if self._settings(USERS.index(user or phone.uri)).transport == "udp":
                 # a BYE that is lost for good is noticed when there is something to say
                 since = min(since, self._joined.get((user, group.group), group.opened_at))
             if self.disturbed.get(host, -1e9) > since:
@@ -272,13 +272,16 @@ class World:
 
         process.spawn(doing())
 
+    def phone_of(self, user: str) -> Phone:
+        return self.phones[USERS.index(user)]
+
     def _initiated(self) -> list[tuple[Phone, Any, Group]]:
         """Calls in the hands of a living initiator."""
         return [
             (phone, call, self.truth.groups[call.group])
             for phone in self.phones
             for call in phone.calls
-            if hasattr(call, "distribution") and call.group in self.truth.groups
+            if getattr(call, "directing", False) and call.group in self.truth.groups
         ]
 
     def _alive_groups(self) -> set[str]:
