@@ -412,9 +412,10 @@ class TransactionLayer:
         raise NotImplementedError
 
     def _acknowledged(self, request: Request, now: float) -> bool:
-        """Whether an ACK belongs to a server transaction: to a final answer other than 2xx (17.2.1)."""
+        """Whether an ACK belongs to a server transaction: to a final answer other than 2xx (17.2.1). That of a 2xx is
+        the core's, also when it has the branch of its INVITE (RFC 6026 7.1)."""
         _, known = self._find_server(request)
-        if known is None or request.headers.to.tag is None:
+        if known is None or request.headers.to.tag is None or known.machine.state is State.ACCEPTED:
             return False
         if isinstance(known.machine, InviteServerTransaction):
             known.machine.acknowledge(now)
