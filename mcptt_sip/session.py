@@ -216,8 +216,8 @@ class InviteSession:
         cause: Cause = Cause.LOCAL_BYE,
     ) -> None:
         """End it, whatever its state: BYE; CANCEL while it rings for the caller, 480 for the callee; after the
-        ACK where that is still due. `Ended` (or `Refused`) says `cause`. Nothing happens when it is over."""
-        if not self.ended:
+        ACK where that is still due. `Ended` (or `Refused`) says `cause`. Nothing happens the second time."""
+        if not self.state.going:
             self._step(Happens.BYE, Farewell(tuple(headers), body, content_type, cause), now, local=True)
 
     def send(

@@ -394,3 +394,116 @@ def test_a_call_that_is_over_is_freed_without_the_collector() -> None:
         run(story())
     finally:
         gc.enable()
+
+
+def test_options_in_a_call_say_that_it_stands() -> None:
+    """11.2: in a dialog the answer is the same; SBCs ask so every few seconds, and end a call whose end says 405."""
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org") as bob:
+            @bob.on_call
+            async def take(call: Call) -> None:
+                await call.accept(body=BODY)
+                await call.ended.wait()
+
+            alice.invite(bob, body=SDP)
+            alice.ack(await alice.expect(200))
+            alice.send("OPTIONS")
+            answer = await alice.expect(200)
+            assert "OPTIONS" in answer.headers.allow and answer.headers.cseq.method == "OPTIONS"
+            alice.send("BYE")
+            await alice.expect(200)
+            alice.send("OPTIONS")
+            await alice.expect(481)
+
+    run(story())
+
+
+def test_a_handler_may_answer_and_hang_up_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """15: the BYE waits for the ACK; the handler is over before that, and so may be the user agent."""
+    async def story(close: bool) -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org") as bob:
+            @bob.on_call
+            async def brief(call: Call) -> None:
+                await call.accept(body=BODY)
+                await call.hang_up()
+                await call.hang_up()
+
+            alice.invite(bob, body=SDP)
+            answer = await alice.expect(200)
+            closing = asyncio.ensure_future(bob.close()) if close else None
+            await asyncio.sleep(0.1)
+            alice.ack(answer)
+            alice.respond(await alice.expect("BYE"), 200)
+            if closing is not None:
+                await closing
+
+    for close in (False, True):
+        run(story(close))
+    gc.collect()
+    assert not caplog.records, caplog.text
+
+
+@pytest.mark.parametrize("rings", [False, True])
+def test_hanging_up_twice_is_hanging_up(rings: bool) -> None:
+    async def story() -> None:
+        network = Network()
+        bob = network.peer("sip:bob@example.org")
+        async with network.user_agent("sip:alice@example.org") as alice:
+            call = await alice.dial(bob.contact, body=BODY)
+            invite = await bob.expect("INVITE")
+            if rings:
+                bob.respond(invite, 180)
+                await asyncio.sleep(0.1)
+            await call.hang_up()
+            await call.hang_up()
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("status", "lines"),
+    [
+        (200, [("Content-Type", "multipart/mixed")]), (200, [("Contact", "no address <")]), (302, [("Contact", "<")]),
+        (200, [("Record-Route", "nowhere"), ("Contact", "<sip:bob@192.0.2.9>")]), (200, [("Session-Expires", "soon")]),
+        (200, [("Allow", "a b")]), (422, [("Min-SE", "much")]), (401, [("WWW-Authenticate", "Digest =")]),
+    ],
+)  # fmt: skip
+def test_an_answer_with_a_part_that_cannot_be_read_is_an_answer(status: int, lines: list[tuple[str, str]]) -> None:
+    """Else its caller would wait for ever: the transaction is over, and so nothing else will come."""
+    async def story() -> None:
+        network = Network()
+        bob = network.peer("sip:bob@example.org")
+        async with network.user_agent("sip:alice@example.org", audio=lines[0][0] == "Content-Type") as alice:
+            body = None if alice.audio else BODY
+            calling = asyncio.ensure_future(alice.call(bob.contact, body=body))
+            invite = await bob.expect("INVITE")
+            bob.respond(invite, status, headers=lines, body=b"x", tag="b")
+            await bob.expect("ACK")
+            if status == 200 and not alice.audio:
+                await (await calling).hang_up()
+            else:
+                with pytest.raises(CallFailed):
+                    await calling
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [("Record-Route", "nowhere"), ("Allow", "a b"), ("Min-SE", "much"), ("Supported", "a b"), ("Contact", "<")],
+)  # fmt: skip
+def test_a_call_with_a_part_that_cannot_be_read_is_400_before_anybody_hears_of_it(line: tuple[str, str]) -> None:
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org") as bob:
+            bob.on_call(three_rings)
+            alice.invite(bob, body=SDP, headers=[line])
+            alice.ack(await alice.expect(400))
+            assert not bob.calls
+
+    run(story())

@@ -153,6 +153,32 @@ async def test_once_ends_with_the_first_call_and_a_failure_is_told() -> None:
         assert failed["status"] == 486 and await phone.process.wait() == 0
 
 
+@pytest.mark.parametrize("how", ["refused", "cancelled"])
+async def test_once_ends_also_with_a_call_that_was_not_answered(how: str) -> None:
+    option = ["--reject", "486"] if how == "refused" else ["--ring"]
+    async with ua("--listen", f"udp:{HOST}:0", "--once", *option) as phone, telephone() as caller:
+        (address,) = await phone.ready()
+        call = await caller.agent.dial(f"sip:x@{HOST}:{port_of(address)}")
+        if how == "cancelled":
+            await asyncio.wait_for(call.ringing.wait(), 5.0)
+            await call.hang_up()
+        ended = await phone.event("ended")
+        assert ended["cause"] == ("response" if how == "refused" else "cancelled")
+        assert await asyncio.wait_for(phone.process.wait(), 10.0) == 0
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_every_call_has_a_last_event_also_when_the_telephone_is_switched_off(answered: bool) -> None:
+    async with (
+        telephone(ring=not answered) as callee, ua("--listen", f"udp:{HOST}:0", "--call", callee.uri) as phone
+    ):  # fmt: skip
+        await phone.event("answered" if answered else "progress")
+        phone.process.send_signal(signal.SIGINT)
+        last = await phone.event("ended" if answered else "call-failed")
+        assert last["cause" if answered else "reason"] == ("local_bye" if answered else "cancelled")
+        assert await phone.process.wait() == 0
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
