@@ -179,7 +179,8 @@ class Forwarding:
             branch.progressed = True
             if self._cancelled and not branch.cancelled:
                 self._cancel(branch, now)
-            if response.status > 100 and not self._done:
+            # RFC 4320 4.1: no provisional answer but 100 to anything but an INVITE, and 100 goes one hop
+            if response.status > 100 and not self._done and self.request.method == "INVITE":
                 self._watch_ringing(now)
                 self._proxy.answer(self._record, passed, now)
             return

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mcptt_sip.flow import Flow
+from mcptt_sip.incoming import RequestReceived
 from mcptt_sip.message import Response
 from mcptt_sip.proxy import Forwarding, Target
 from tests.sip.test_proxy import ProxyNet, keeping
@@ -106,6 +107,21 @@ def test_what_the_application_says_after_the_caller_gave_up_is_not_sent() -> Non
     found[0].respond(404, now=net.now)
     net.run(5.0)
     assert 404 not in statuses(net)
+
+
+def test_a_provisional_answer_to_no_invite_goes_no_further() -> None:
+    """RFC 4320 4.1."""
+    net = ProxyNet()
+
+    def handle(event: object, now: float) -> None:
+        if isinstance(event, RequestReceived):
+            event.incoming.respond(183, now=now)
+            event.incoming.respond(200, now=now)
+
+    net.bob.handler = handle
+    net.ask()
+    net.run(1.0)
+    assert statuses(net) == [200]
 
 
 def test_a_proxy_that_listens_on_every_address_knows_its_own_routes() -> None:
