@@ -325,15 +325,21 @@ class Call:
         """Asks the peer to call `target`, a URI or (attended, RFC 3891) the peer of another call; the final status of
         that call as the peer tells it. This call goes on; hang it up when the status is 200 (RFC 5589 6).
 
-        Raises `CallFailed` when the peer refuses to try.
+        Raises `CallFailed` when the peer refuses to try, `ParseError` when the target is no URI.
         """
         if isinstance(target, Call):
             target = target._as_target()
         progress: asyncio.Queue[int | None] = asyncio.Queue()
         waiter = Waiter()
-        waiter.notified = lambda request: progress.put_nowait(fragment_status(request.body))
+
+        def notified(request: Request) -> None:
+            # a first NOTIFY may say nothing yet (RFC 6665 4.2.2); nor does a body that cannot be read
+            if (status := fragment_status(request.body)) is not None:
+                progress.put_nowait(status)
+
+        waiter.notified = notified
         waiter.ended = lambda: progress.put_nowait(None)
-        lines = [("Refer-To", target if target.startswith("<") else f"<{target}>"), *headers]
+        lines = [("Refer-To", NameAddr.parse(target if target.startswith("<") else f"<{target}>")), *headers]
         self.session.send("REFER", headers=lines, now=self._host.now(), context=waiter)
         self._host.transmit()
         response = await waiter.done

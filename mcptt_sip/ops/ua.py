@@ -262,6 +262,8 @@ class Telephone:
                     await self.place(rest)
                 case "answer" | "reject":
                     code = 200 if word == "answer" else int(rest or "486")
+                    if word == "reject" and not 300 <= code <= 699:
+                        raise ValueError(f"{code} rejects nothing: 300 to 699")
                     for decision in self._decisions.values():
                         if not decision.done():
                             decision.set_result(code)

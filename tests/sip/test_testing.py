@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mcptt_sip.call import Call
-from mcptt_sip.errors import CallFailed, RequestTimeout
+from mcptt_sip.errors import CallFailed, ParseError, RequestTimeout
 from mcptt_sip.incoming import ServerRequest
 from mcptt_sip.outgoing import Cause
 from mcptt_sip.testing import Network, run
@@ -505,5 +505,33 @@ def test_a_call_with_a_part_that_cannot_be_read_is_400_before_anybody_hears_of_i
             alice.invite(bob, body=SDP, headers=[line])
             alice.ack(await alice.expect(400))
             assert not bob.calls
+
+    run(story())
+
+
+def test_a_transfer_waits_for_a_status_and_goes_to_a_uri_only() -> None:
+    async def story() -> None:
+        network = Network()
+        bob = network.peer("sip:bob@example.org")
+        async with network.user_agent("sip:alice@example.org") as alice:
+            calling = asyncio.ensure_future(alice.call(bob.contact, body=BODY))
+            invite = await bob.expect("INVITE")
+            bob.respond(invite, 200, body=SDP, tag="b", headers=[("Content-Type", "application/sdp")])
+            await bob.expect("ACK")
+            call = await calling
+            with pytest.raises(ParseError):
+                await call.transfer("no uri at all")
+            transferring = asyncio.ensure_future(call.transfer("sip:carol@example.org"))
+            bob.respond(await bob.expect("REFER"), 202)
+            bob._dialog = {
+                "call_id": call.id, "local": f"{invite.headers.to};tag=b", "remote": str(invite.headers.from_),
+                "target": str(invite.headers.contact[0].uri),
+            }  # fmt: skip
+            for body in (b"", b"nothing of a status", b"SIP/2.0 100 Trying", b"SIP/2.0 486 Busy Here"):
+                state = "terminated;reason=noresource" if b"486" in body else "active;expires=60"
+                lines = [("Event", "refer"), ("Subscription-State", state), ("Content-Type", "message/sipfrag")]
+                bob.send("NOTIFY", headers=lines, body=body)
+                await bob.expect(200)
+            assert await transferring == 486
 
     run(story())

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mcptt_sip.errors import CallFailed
 from mcptt_sip.transport import TransportSettings
 from tests.sip.telephones import HOST, telephone
 from tests.sip.test_examples import pitch, tone
@@ -122,6 +123,19 @@ async def test_it_refuses_or_rings_as_it_was_told(option: list[str], status: int
             phone.type("answer")
             await asyncio.wait_for(call.answered(), 5.0)
             await call.hang_up()
+
+
+async def test_a_code_that_is_none_of_a_refusal_is_an_error_and_answers_nothing() -> None:
+    async with ua("--listen", f"udp:{HOST}:0", "--ring") as phone:
+        (address,) = await phone.ready()
+        async with telephone() as caller:
+            call = await caller.agent.dial(f"sip:x@{HOST}:{port_of(address)}")
+            await asyncio.wait_for(call.ringing.wait(), 5.0)
+            phone.type("reject 200")
+            assert "300" in (await phone.event("error"))["reason"]
+            phone.type("reject 603")
+            with pytest.raises(CallFailed, match="603"):
+                await asyncio.wait_for(call.answered(), 5.0)
 
 
 async def test_a_message_is_printed_and_one_is_sent(tmp_path: Path) -> None:
