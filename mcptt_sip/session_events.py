@@ -103,6 +103,7 @@ class Due(Enum):
     REFRESH = auto()
     EXPIRE = auto()
     GLARE = auto()
+    INVITATION_OVER = auto()
 
 
 @dataclass(slots=True)

@@ -450,6 +450,7 @@ class SipStack(TransactionLayer):
                 record.session = session
                 assert session.dialog is not None
                 self.add_dialog(session.dialog)
+                session.begin(now)
                 self.emit(InviteReceived(session))
             case "OPTIONS" if self.settings.answer_options:
                 self._answer_options(record, now)
