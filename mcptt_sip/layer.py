@@ -242,6 +242,9 @@ class TransactionLayer:
         events, self._events = self._events, []
         return events
 
+    def unhandled(self, event: object, error: SipError, now: float) -> None:
+        """The application raised this over an event."""
+
     def next_timer(self) -> float | None:
         """When `handle_timer` is due; it may be earlier than needed."""
         return self._deadlines.next()

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mcptt_sip.errors import LocalProtocolError, ParseError
+from mcptt_sip.errors import LocalProtocolError, ParseError, SipError
 from mcptt_sip.field_lines import HeaderItems
 from mcptt_sip.flow import Flow
 from mcptt_sip.grammar import format_host
@@ -124,6 +124,11 @@ class Forwarding:
         self._give_up: float | None = None
 
     # --- the application's decision --------------------------------------------------------------------
+
+    @property
+    def decided(self) -> bool:
+        """Whether the application has said what becomes of it."""
+        return self._decided
 
     def respond(
         self, status: int, reason: str | None = None, *, headers: HeaderItems = (), body: bytes = b"",
@@ -298,6 +303,12 @@ class SipProxy(TransactionLayer):
         """A connection is gone: what waited for an answer over it has failed."""
         self._flow_gone(flow, now)
         self.emit(FlowLost(flow))
+
+    def unhandled(self, event: object, error: SipError, now: float) -> None:
+        """See :meth:`TransactionLayer.unhandled`: a request that was not decided about is refused, or its transaction
+        would stay for ever. Such a one may have credentials that cannot be read."""
+        if isinstance(event, RequestToForward) and not event.forwarding.decided:
+            event.forwarding.respond(error.status if isinstance(error, ParseError) else 500, now=now)
 
     # --- requests ---------------------------------------------------------------------------------------
 

@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from mcptt_sip.auth import DigestAuthenticator
+from mcptt_sip.endpoint import SipEndpoint
+from mcptt_sip.errors import LocalProtocolError
 from mcptt_sip.flow import Flow
 from mcptt_sip.incoming import RequestReceived
 from mcptt_sip.message import Response
-from mcptt_sip.proxy import Forwarding, Target
+from mcptt_sip.proxy import Forwarding, RequestToForward, SipProxy, Target
+from mcptt_sip.testing import Network, run, tokens
 from tests.sip.test_proxy import ProxyNet, keeping
 
 
@@ -161,3 +167,31 @@ def test_the_way_of_a_sips_call_is_sips() -> None:
     net.run(0.1)
     (came,) = net.arrived(net.bob, "INVITE")
     assert [str(r.uri) for r in came.headers.record_route] == ["sips:192.0.2.1:5061;lr", "sip:192.0.2.1:5060;lr"]
+
+
+def test_credentials_that_cannot_be_read_are_refused_and_leave_nothing() -> None:
+    """What the application raises over a request is an answer, and no transaction for ever."""
+    async def story() -> None:
+        network = Network()
+        digest = DigestAuthenticator("example.org", {"alice": "secret"}.get, tokens(3), proxy=True)
+        decided: list[int] = []
+
+        def handle(event: object, now: float) -> None:
+            if isinstance(event, RequestToForward):
+                digest.check(event.forwarding.request, now)
+                event.forwarding.respond(404, now=now)
+                decided.append(404)
+                raise LocalProtocolError("what comes after the decision")
+
+        proxy = SipProxy(token=tokens(1))
+        endpoint = SipEndpoint(proxy, on_event=handle, clock=network.now, sockets=network.sockets)
+        _, port = await endpoint.listen("udp", "192.0.2.77", 5060)
+        alice = network.peer("sip:alice@example.org")
+        for line, status in ((("Proxy-Authorization", "Digest ="), 400), (("Subject", "none"), 404)):
+            alice.invite(f"sip:bob@192.0.2.77:{port}", headers=[line])
+            alice.ack(await alice.expect(status))
+        await asyncio.sleep(60.0)
+        assert decided == [404] and not proxy._servers
+        await endpoint.close()
+
+    run(story())
