@@ -23,7 +23,7 @@ from typing import Any
 
 from mcptt_sip.auth import DigestClient, DigestCredentials
 from mcptt_sip.dialog import Dialog
-from mcptt_sip.errors import ParseError
+from mcptt_sip.errors import ParseError, SipError
 from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.flow import Flow
 from mcptt_sip.headers import NameAddr
@@ -58,6 +58,7 @@ _READ_LATER: tuple[tuple[str, Callable[[Headers], object]], ...] = (
     ("require", lambda headers: headers.require),
     ("session-expires", lambda headers: headers.session_expires),
     ("min-se", lambda headers: headers.min_se),
+    ("event", lambda headers: headers.event),
 )
 #: requests that make no sense outside a dialog
 _ONLY_IN_DIALOG = frozenset({"BYE", "PRACK", "UPDATE", "NOTIFY", "INFO"})
@@ -294,6 +295,11 @@ class SipStack(TransactionLayer):
         while len(self._digests) > self.settings.max_credentials:
             self._digests.popitem(last=False)
         return client
+
+    def unhandled(self, event: object, error: SipError, now: float) -> None:
+        """See `TransactionLayer.unhandled`: a request without an answer would keep its transaction for ever."""
+        if isinstance(event, RequestReceived) and not event.incoming.answered:
+            event.incoming.respond(error.status if isinstance(error, ParseError) else 500, now=now)
 
     # --- requests that come in ------------------------------------------------------------------------
 

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from mcptt_sip.call import Call
-from mcptt_sip.errors import CallFailed, ParseError, RequestTimeout
-from mcptt_sip.incoming import ServerRequest
+from mcptt_sip.endpoint import SipEndpoint
+from mcptt_sip.errors import CallFailed, LocalProtocolError, ParseError, RequestTimeout
+from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.outgoing import Cause
-from mcptt_sip.testing import Network, run
+from mcptt_sip.services import StackSettings
+from mcptt_sip.stack import SipStack
+from mcptt_sip.testing import Network, run, tokens
 
 SDP = b"v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\ns=-\r\nc=IN IP4 192.0.2.1\r\nt=0 0\r\nm=audio 9 RTP/AVP 0\r\n"
 BODY = ("application/sdp", SDP)
@@ -533,5 +536,42 @@ def test_a_transfer_waits_for_a_status_and_goes_to_a_uri_only() -> None:
                 bob.send("NOTIFY", headers=lines, body=body)
                 await bob.expect(200)
             assert await transferring == 486
+
+    run(story())
+
+
+def test_a_refer_that_cannot_be_read_is_answered_and_leaves_nothing() -> None:
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org", follow_refers="all") as bob:
+            alice.send("REFER", bob, headers=[("Refer-To", "<sip:carol@example.org>"), ("Event", ";")])
+            await alice.expect(400)
+            await asyncio.sleep(60.0)
+            assert not bob.stack._servers
+
+    run(story())
+
+
+def test_a_request_over_which_the_application_raises_is_refused() -> None:
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        stack = SipStack(StackSettings(), token=tokens(1))
+
+        def handle(event: object, now: float) -> None:
+            if isinstance(event, RequestReceived):
+                _ = event.incoming.request.headers.p_asserted_identity
+                event.incoming.respond(200, now=now)
+                raise LocalProtocolError("what comes after the answer")
+
+        endpoint = SipEndpoint(stack, on_event=handle, clock=network.now, sockets=network.sockets)
+        _, port = await endpoint.listen("udp", "192.0.2.77", 5060)
+        for headers, status in (([("P-Asserted-Identity", "<")], 400), ([], 200)):
+            alice.send("MESSAGE", f"sip:bob@192.0.2.77:{port}", headers=headers)
+            await alice.expect(status)
+        await asyncio.sleep(60.0)
+        assert not stack._servers
+        await endpoint.close()
 
     run(story())
