@@ -5,6 +5,8 @@ PY := $(VENV)/bin/python
 OUT ?= demo-out
 SEED ?= 1
 CASES ?= 1000000
+SIP_CASES ?= 5000000
+FLOOR_CASES ?= 1000000
 MIKEY_CASES ?= 10000000
 SECONDS ?= 1800
 STEPS ?= 100000
@@ -43,6 +45,8 @@ soak: install-test
 	$(PY) -m pytest -m soak --timeout 0 tests --soak-seconds $(SECONDS)
 
 fuzz: install-test
+	$(PY) tests/fuzz.py --seed $(SEED) --cases $(SIP_CASES) --target sip-message --target sip-grammar
+	$(PY) tests/fuzz.py --seed $(SEED) --cases $(FLOOR_CASES) --target floor
 	$(PY) tests/fuzz.py --seed $(SEED) --cases $(CASES)
 	$(PY) tests/mikey/fuzz.py --seed $(SEED) --cases $(MIKEY_CASES)
 

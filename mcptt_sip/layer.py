@@ -166,6 +166,10 @@ class TransactionLayer:
         #: see `mcptt_sip.services.Services`
         self.watch: Callable[[Timed], None] = self._deadlines.watch
 
+    def on_alias(self, flow: Flow, port: int) -> None:
+        """The peer on a TLS connection listens at ``port`` of its address, and takes requests on this connection as
+        well (RFC 5923). The edge replaces this; without it nothing is used again."""
+
     # --- for the edge ---------------------------------------------------------------------------------
 
     def add_listener(self, transport: str, host: str, port: int) -> None:
@@ -378,6 +382,8 @@ class TransactionLayer:
                 self._response_received(message, flow, now)
             else:
                 stamp_source(message, flow)
+                if flow.transport == "tls" and "alias" in (via := message.headers.top_via).params:
+                    self.on_alias(flow, via.port or 5061)
                 self._request_received(message, flow, now)
         except ParseError as error:
             # a header that only this use of the message needed
@@ -544,7 +550,8 @@ class TransactionLayer:
         host, port = self._reached_at(flow)
         headers.remove("via")
         via = f"SIP/2.0/{flow.transport.upper()} {format_host(host)}:{port};branch={branch or self._branch()};rport"
-        headers.add_first("Via", via)
+        # RFC 5923 5: requests of the peer to our listener may come on this connection
+        headers.add_first("Via", f"{via};alias" if flow.transport == "tls" and "tls" in self._listeners else via)
         if request.method in _WITH_CONTACT and "contact" not in headers:
             contact = self.contact(flow)
             if request.uri.scheme == "sips" and flow.transport in ("tls", "wss"):

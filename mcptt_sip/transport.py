@@ -5,7 +5,7 @@ RFC 5626, RFC 5923, RFC 7118).
 A `Transport` turns octets into `Flow`s and back. It knows nothing of transactions: what arrives goes to a
 `Receiver`, whole messages only.
 
-:RFC 5923: partly; connections are used again by name; no alias
+:RFC 5923: yes; over TLS with certificates on both sides, never over TCP
 """
 
 from __future__ import annotations
@@ -145,6 +145,8 @@ class Transport:
         self._web: list[websocket.WebSocketServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: dict[Flow, Connection] = {}
+        #: (transport, address that a peer listens at) -> the connection that it opened
+        self._aliases: dict[tuple[str, Address], Flow] = {}
         self._per_source: Counter[str] = Counter()
         self._allowance: OrderedDict[str, tuple[float, float]] = OrderedDict()  # source: (tokens, when counted)
         self._sources: OrderedDict[str, str] = OrderedDict()  # our address towards each peer
@@ -219,6 +221,9 @@ class Transport:
             context, name = self._client_context(), wanted
         else:
             name = None
+        alias = self._aliases.get((transport, address))
+        if alias is not None and wanted.lower() in self.peer_names(alias) and not self._connections[alias].closing:
+            return alias
         for flow, known in self._connections.items():
             if (flow.transport, flow.remote, known.name) == (transport, address, name) and not known.closing:
                 return flow
@@ -245,6 +250,12 @@ class Transport:
         assert connection.flow is not None
         self._tick()
         return connection.flow
+
+    def alias(self, flow: Flow, port: int) -> None:
+        """The peer on a connection that it opened takes requests there too that are for its listener at ``port``
+        (RFC 5923 7): for the names that its certificate proves, since anybody can claim a port."""
+        if flow in self._connections and self.peer_names(flow):
+            self._aliases[flow.transport, (flow.remote[0], port)] = flow
 
     def peer_names(self, flow: Flow) -> tuple[str, ...]:
         """The SIP domains that the peer's certificate proves (RFC 5922); none without TLS, or without a certificate."""
@@ -422,6 +433,8 @@ class Transport:
         flow = connection.flow
         if flow is None or self._connections.pop(flow, None) is None:
             return
+        for place in [place for place, alias in self._aliases.items() if alias == flow]:
+            del self._aliases[place]
         self._per_source[flow.remote[0]] -= 1
         if not self._per_source[flow.remote[0]]:
             del self._per_source[flow.remote[0]]

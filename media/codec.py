@@ -158,7 +158,7 @@ class WavTimeline:
     """
 
     def __init__(self, path: Path | str, rate: int = RATE) -> None:
-        self._raw: BinaryIO = open(path, "wb")  # noqa: SIM115 - lives as long as the recording
+        self._raw: BinaryIO = open(path, "w+b")  # noqa: SIM115 - lives as long as the recording
         self._file = wave.open(self._raw, "wb")  # noqa: SIM115
         self._file.setnchannels(1)
         self._file.setsampwidth(2)
@@ -166,15 +166,28 @@ class WavTimeline:
         self._file.writeframes(b"")
         self.length = 0
 
-    def write_at(self, offset: int, pcm: bytes) -> None:
-        """Puts samples at ``offset`` (in samples). What would lie before the end so far is cut off."""
+    def write_at(self, offset: int, pcm: bytes, *, shared: int = 0) -> None:
+        """Puts samples at ``offset`` (in samples). What would lie before the end so far is cut off, but for the last
+        ``shared`` samples: those are added to what stands there."""
         if offset > self.length:
             gap = offset - self.length
             self._file.writeframesraw(bytes(2 * gap))
             self.length += gap
+        elif self.length - shared <= offset < self.length:
+            self._add(offset, pcm[: 2 * (self.length - offset)])
         pcm = pcm[2 * (self.length - offset) :] if offset < self.length else pcm
         self._file.writeframesraw(pcm)
         self.length += len(pcm) // 2
+
+    def _add(self, offset: int, pcm: bytes) -> None:
+        end = self._raw.tell()
+        at = end - 2 * (self.length - offset)
+        self._raw.seek(at)
+        there = np.frombuffer(self._raw.read(len(pcm)), "<i2").astype(np.int32)
+        both = np.clip(there + np.frombuffer(pcm, "<i2"), -32768, 32767)
+        self._raw.seek(at)
+        self._raw.write(both.astype("<i2").tobytes())
+        self._raw.seek(end)
 
     def flush(self) -> None:
         """Brings the header up to date."""

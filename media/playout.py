@@ -30,7 +30,11 @@ class _Track:
 
 
 class Playout:
-    """Plays bursts one after the other: none cuts off the end or the beginning of another."""
+    """Plays bursts one after the other: none cuts off the end or the beginning of another.
+
+    A burst ends with what the codec's look-ahead held back, in a frame that is silence for the rest; the next may begin
+    in it, and is added. Else bursts that follow one another at once would each be heard later than the one before.
+    """
 
     def __init__(self, reception: Reception, clock: Callable[[], float], codec: Codec = OPUS) -> None:
         self.concealed = 0
@@ -71,7 +75,7 @@ class Playout:
         track = self._tracks.get(id(event.burst))
         if track is None:
             due = round((event.due - self._origin) * RATE) - event.offset * FRAME_SAMPLES
-            first = max(due, self._end, 0)
+            first = max(due, self._end - FRAME_SAMPLES, 0)
             track = self._tracks[id(event.burst)] = _Track(first, self._origin + first / RATE, self._codec)
         if event.payload is None:
             pcm = track.decoder.conceal(event.following)
@@ -88,9 +92,9 @@ class Playout:
         at = event.offset * FRAME_SAMPLES
         track.samples = at + FRAME_SAMPLES
         track.played += 1
-        self._end = track.first + track.samples
+        self._end = max(self._end, track.first + track.samples)
         if self._timeline is not None:
-            self._timeline.write_at(track.first + at, pcm)
+            self._timeline.write_at(track.first + at, pcm, shared=FRAME_SAMPLES)
             if self._flush_due is None:
                 self._flush_due = now + self._flush
         for listener in self.listeners:

@@ -103,11 +103,11 @@ class GroupRelay:
         self._audio.on_datagram = self._audio_received
         self._floor.on_datagram = self._floor_received
         self._fan_out = FanOut()
-        self._legs: dict[str, _FloorLeg] = {}
+        self._legs = legs = dict[str, _FloorLeg]()
         self._by_mki: dict[bytes, _FloorLeg] = {}
         now = self._loop.time()
         self._arbiter = FloorControlServer(
-            self.settings.floor, ssrc_of=lambda name: self._legs[name].ssrc, indicator=indicator
+            self.settings.floor, ssrc_of=lambda name: legs[name].ssrc, indicator=indicator
         )
         self._relay = Relay(self._arbiter.media_received, self.settings.relay)
         self._keepalive_due = now + _TICK if self.settings.floor_keepalive else None
@@ -385,3 +385,4 @@ class GroupRelay:
             self._timer.cancel()
         self._audio.close()
         self._floor.close()
+        self._arbiter.end(self._loop.time())

@@ -100,19 +100,30 @@ class FileTrack(_PacedTrack):
         return await anext(self._frames)
 
 
+#: of 32768: nobody hears what stays below
+QUIET = 64
+
+
 class HeardTrack(_PacedTrack):
     """What a member hears, with silence between; give its :meth:`put` to ``MemberMedia.listeners``.
 
     A burst begins when two of its frames are there, so that the pace of playing and of this track may differ by one.
+
+    :param most: frames that wait; more push out the oldest
+    :param slack: when more wait than these, frames of silence are left out: bursts that follow one another at once are
+        each a frame longer than what was said, and would be heard later and later
     """
 
-    def __init__(self, most: int = 50) -> None:
+    def __init__(self, most: int = 50, slack: int = 4) -> None:
         super().__init__()
         self._ready: deque[bytes] = deque(maxlen=most)
+        self._slack = slack
         self._playing = False
 
     def put(self, _user: str, pcm: bytes, _due: float) -> None:
         """A frame that is played now."""
+        if len(self._ready) > self._slack and np.abs(np.frombuffer(pcm, "<i2").astype(np.int32)).max() < QUIET:
+            return
         self._ready.append(pcm)
 
     async def next_frame(self) -> bytes:

@@ -21,6 +21,10 @@ Trace = Callable[[str, bool, Address, Address, bytes, float], None]
 _AT_ONCE = 64
 
 
+def _nobody(_octets: bytes, _source: Address) -> None:
+    """Takes datagrams that are for nobody."""
+
+
 class Datagrams:
     """A UDP socket on a port that the system chooses; hands every datagram to ``on_datagram``.
 
@@ -34,7 +38,7 @@ class Datagrams:
     """
 
     def __init__(self, host: str, *, dscp: int = 0, max_datagram: int = 1500, send_buffer: int = 0) -> None:
-        self.on_datagram: Callable[[bytes, Address], None] = lambda _octets, _source: None
+        self.on_datagram: Callable[[bytes, Address], None] = _nobody
         self.errors = 0
         self.oversized = 0
         self._max = max_datagram
@@ -123,6 +127,7 @@ class Datagrams:
                 self._thread.close()
             self._socket.close()
             self._socket = None
+        self.on_datagram = _nobody  # whose it was is not held by it: no garbage in a circle
 
 
 def open_pair(

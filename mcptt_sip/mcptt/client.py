@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mcptt_sip.auth import DigestCredentials
@@ -266,7 +266,10 @@ class McpttClient(ClientRequests):
         """See :meth:`Regroup.take_over`."""
         listed = member.member_list.users if member.member_list is not None else ()
         named = {user for user in (*listed, *users) if user not in (self.uri, member.initiator)}
-        distribution = KeyDistribution(member.group, self.uri, member.terms, **self._distribution_parts())
+        # whom the deputy adds takes keys from those who come before him too, when they are back
+        others = (user for user in member.terms.deputies if user != self.uri)
+        terms = replace(member.terms, deputies=(member.initiator, *others))
+        distribution = KeyDistribution(member.group, self.uri, terms, **self._distribution_parts())
         call = DeputyRegroup.succeed(member, distribution, self.settings.call, sorted(named))
         await call.begin()
         return call

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.call import CallSettings, Regroup
-from mcptt_sip.mcptt.callerrors import AddFailed, NotRekeyed
+from mcptt_sip.mcptt.callerrors import AddFailed, NotADeputy, NotRekeyed
 from mcptt_sip.mcptt.contents import NOT_IN_CALL, SipFragment, warning_of
 from mcptt_sip.mcptt.distribution import GukIdCollision, KeyDistribution, Sealing
 from mcptt_sip.mcptt.documents import McpttInfo
@@ -34,7 +34,13 @@ log = logging.getLogger(__name__)
 
 
 class DirectedRegroup(Regroup):
-    """Adds and removes users, replaces and revokes keys. ``members`` are those whom this client saw in the call."""
+    """Adds and removes users, replaces and revokes keys. ``members`` are those whom this client saw in the call.
+
+    ``directing`` is whether the group takes its keys from here: a deputy does not direct any more once somebody who
+    comes before him is back. Then what directs raises :class:`~mcptt_sip.mcptt.callerrors.NotADeputy`.
+    """
+
+    directing = True
 
     def __init__(
         self,
@@ -76,6 +82,7 @@ class DirectedRegroup(Regroup):
         replaced meanwhile and he did not acknowledge the new one. May be called before the call is answered, and
         for many users at once: a window bounds what is under way.
         """
+        self._must_direct()
         if user in self._joining:
             raise AddFailed(user, 486, "he is being added already")
         there = user in self.distribution.named
@@ -178,10 +185,24 @@ class DirectedRegroup(Regroup):
             await work
         except NotRekeyed as error:
             self.emit("not-rekeyed", users=sorted(error.users))
+        except NotADeputy as error:
+            log.info("group=%s %s", self.group, error)
+
+    def _must_direct(self) -> None:
+        if not self.directing:
+            raise NotADeputy(f"the keys of {self.group} come from somebody who goes before {self.me}")
+
+    def _step_down(self) -> None:
+        """Somebody who comes before this deputy makes the keys again: he is a member like all others."""
+        self.directing = False
+        if self._refresh is not None:
+            self._refresh.cancel()
+        self.emit("stepped-down")
+        self._wake()
 
     def on_key_request(self, user: str) -> bool:
         """Someone who was in the call comes back and has no key. Served only for whom this user named (rule 5)."""
-        if not self.distribution.may_ask_for_a_key(user) or self.ended.is_set():
+        if not self.distribution.may_ask_for_a_key(user) or self.ended.is_set() or not self.directing:
             self.emit("key-request-refused", user=user)
             return False
         self.emit("key-request", user=user)
@@ -204,6 +225,7 @@ class DirectedRegroup(Regroup):
         Returns when everyone who stays acknowledged the new key and it is in force; raises
         :class:`NotRekeyed` with those who did not. BYE and rekey do not wait for each other.
         """
+        self._must_direct()
         self.distribution.remove(user)
         self._out(user)
         self._wake(user)
@@ -220,6 +242,7 @@ class DirectedRegroup(Regroup):
     async def rekey(self) -> None:
         """A new TGMK to every member; returns when all proved it or a newer one, it is in force and nothing sent under
         the one before is under way any more, or raises :class:`NotRekeyed`."""
+        self._must_direct()
         await self._distribute(self._make_key())
 
     async def _distribute(self, generation: int) -> None:
@@ -264,6 +287,7 @@ class DirectedRegroup(Regroup):
 
     async def revoke(self) -> None:
         """Withdraws the current key from everyone: sending stops at once, for good under this key."""
+        self._must_direct()
         key, generation = self.distribution.current, self.distribution.generation
         assert key is not None
         self.keys.revoke(key, self.distribution.next_time(self.client.now()))
@@ -280,7 +304,7 @@ class DirectedRegroup(Regroup):
 
     async def _keep_fresh(self) -> None:
         """Replaces the key at its share of its life."""
-        while not self.ended.is_set():
+        while self.directing and not self.ended.is_set():
             due = self.distribution.refresh_due()
             assert due is not None
             if (left := due - self.client.now()) > 0:
@@ -300,7 +324,7 @@ class DirectedRegroup(Regroup):
 
     async def _deliver(self, user: str) -> None:
         """Sends ``user`` his newest I_MESSAGE, the same octets again until acknowledged or given up (rule 13)."""
-        while (sealing := self.distribution.pending(user)) is not None and not self.ended.is_set():
+        while (sealing := self.distribution.pending(user)) is not None and self.directing and not self.ended.is_set():
             for _ in range(self.settings.send_attempts):
                 response = await self._send_key(user, sealing)
                 if not await self._after(user, response):
@@ -376,7 +400,7 @@ class DirectedRegroup(Regroup):
                 elif user in self._given_up:
                     waiting.discard(user)
                     missing.add(user)
-            return not waiting or self.ended.is_set()
+            return not waiting or self.ended.is_set() or not self.directing
 
         await self._wait_for(settled)
         return frozenset(missing | waiting)
@@ -435,8 +459,11 @@ class DirectedRegroup(Regroup):
     async def _send_list(self) -> None:
         await self.client.sleep(self.distribution.settings.coalesce)
         self._list_waits = False
-        if self.ended.is_set():
-            return
+        if self.directing and not self.ended.is_set() and not await self._send_members():
+            log.info("group=%s the list of members was not taken", self.group)
+
+    async def _send_members(self) -> bool:
+        """Whether the server took the list: it does from who directs the call, and from nobody else."""
         self._list_number += 1
         octets = sign_members(
             self.group, self.me, self._list_number, sorted(self.distribution.named), self.client.sign, self.client.now()
@@ -446,8 +473,7 @@ class DirectedRegroup(Regroup):
             [Part(documents.MCPTT_INFO, info.encode()), Part(MEMBER_LIST, octets)], self.client.token
         )
         response = await self.client.send_in(self, "MESSAGE", content_type, body)
-        if response is None or response.status >= 300:
-            log.info("group=%s the list of members was not taken", self.group)
+        return response is not None and response.status < 300
 
     # --- the end --------------------------------------------------------------------------------------
 

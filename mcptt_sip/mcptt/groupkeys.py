@@ -107,6 +107,12 @@ class GroupKeys:
     def holds(self, key_id: int) -> bool:
         return key_id in self._held
 
+    @property
+    def newest(self) -> int | None:
+        """The GMK-ID of the held key with the highest T, whether it is in force yet or not."""
+        held = max(self._held.values(), key=lambda h: h.timestamp, default=None)
+        return None if held is None else held.key.key_id
+
     def sending(self, now: float) -> TransportKey | None:
         """The key to send under, ``None`` when there is none in force: then nothing may be sent.
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from mcptt_sip.body import Part
 from mcptt_sip.headers import NameAddr
+from mcptt_sip.incoming import ServerRequest
 from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.call import CallSettings, Regroup
-from mcptt_sip.mcptt.callerrors import RegroupFailed
+from mcptt_sip.mcptt.callerrors import NotADeputy, RegroupFailed
 from mcptt_sip.mcptt.clientrequests import CallOptions
-from mcptt_sip.mcptt.contents import RELEASE_FOR_ALL, warning_of
+from mcptt_sip.mcptt.contents import RELEASE_FOR_ALL, Contents, warning_of
 from mcptt_sip.mcptt.directing import DirectedRegroup
 from mcptt_sip.mcptt.distribution import KeyDistribution
 from mcptt_sip.mcptt.documents import McpttInfo
@@ -189,7 +190,7 @@ class DeputyRegroup(DirectedRegroup):
         call = cls(member.client, member.group, member.initiator, member.media, distribution, settings)
         call.keys, call.events, call.ended = member.keys, member.events, member.ended
         call.session, call.session_identity = member.session, member.session_identity
-        call.member_list = member.member_list
+        call.member_list, call.terms = member.member_list, member.terms
         member.hand_over(call)
         key = call.keys.sending(call.client.now())
         if key is not None:
@@ -201,7 +202,13 @@ class DeputyRegroup(DirectedRegroup):
         return call
 
     async def begin(self) -> None:
-        """The deputy's first key: from now on the lost initiator reads nothing."""
+        """The deputy's first key: from now on the lost initiator reads nothing.
+
+        Raises :class:`NotADeputy` when somebody who comes before him is in the call: then nothing has changed.
+        """
+        if not await self._send_members():
+            self._step_down()
+            raise NotADeputy(f"the server does not let {self.me} direct {self.group}")
         self.emit("taken-over", users=sorted(self.distribution.named))
         try:
             await self.rekey()
@@ -210,3 +217,10 @@ class DeputyRegroup(DirectedRegroup):
             self.members.update(self.distribution.keyed())
             self._know(self.members)
             self._tell_members()
+
+    def on_key_message(self, incoming: ServerRequest, contents: Contents) -> None:
+        """A key of somebody who comes before this deputy ends what he does in that one's stead."""
+        super().on_key_message(incoming, contents)
+        current = self.distribution.current
+        if self.directing and current is not None and self.keys.newest not in (None, current.key_id):
+            self._step_down()

@@ -92,10 +92,13 @@ class McpttService:
                 warning = warning_of(response) if response is not None else None
                 log.debug("call-id=%s %s", session.call_id, cause.value)
                 self.controlling.refused(session.context, status, warning, now)
+                session.context = None  # a session that is over is nobody's: no garbage in a circle
             case Cancelled(session) if isinstance(session.context, Leg):
                 self.controlling.cancelled(session.context, now)
+                session.context = None
             case Ended(session, cause, request) if isinstance(session.context, Leg):
                 self.controlling.ended(session.context, cause, is_release_for_all(request), now)
+                session.context = None
             case Confirmed(session, _) if isinstance(session.context, Leg):
                 self.controlling.confirmed(session.context, now)
             case ResponseReceived(request, response) if isinstance(request.context, Outbox):

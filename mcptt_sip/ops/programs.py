@@ -57,9 +57,7 @@ def set_up_logging(verbosity: int) -> None:
 
 def calm_collector() -> None:
     """Has Python look for garbage in circles seldom: what a SIP stack lets go of is in none, and with thousands of
-    dialogs each search stops the loop for long. What was loaded so far is never searched again.
-
-    Not for the MCPTT server: its group calls, their legs and relays are let go of in circles, and would stay."""
+    dialogs or members each search stops the loop for long. What was loaded so far is never searched again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(1_000, 4, 10_000)  # small searches among what is young; hardly ever one of everything

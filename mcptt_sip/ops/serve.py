@@ -18,7 +18,7 @@ from mcptt_sip.mcptt.regroup import RegroupSettings
 from mcptt_sip.mcptt.server import McpttServer, ServerSettings
 from mcptt_sip.mcptt.userkeys import KeySource, held_keys
 from mcptt_sip.ops.capture import Capture
-from mcptt_sip.ops.programs import PASSED, StopSignals, emit, listener
+from mcptt_sip.ops.programs import PASSED, StopSignals, calm_collector, emit, listener
 from mcptt_sip.ops.tracing import CaptureTap
 from mcptt_sip.session_timer import FLOOR as SESSION_FLOOR
 from mcptt_sip.tls import ServerTls, TlsIdentity
@@ -180,6 +180,7 @@ async def _serve(
     if tls is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, tls)
     opened = await server.start()
+    calm_collector()
     named = {transport: f"{transport}:{host}:{port}" for transport, host, port in opened}
     emit("ready", identity=options.identity, addresses=[[host, port] for _, host, port in opened], **named)
     await stop.asked.wait()

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
 
 from mcptt_sip.mcptt.contents import RELEASE_FOR_ALL, is_release_for_all
+from mcptt_sip.mcptt.groupcall import GroupCall, Leg
 from mcptt_sip.mcptt.regroup import RegroupSettings
 from mcptt_sip.outgoing import Cause
 from mcptt_sip.session import Cancelled, Ended
@@ -92,3 +94,23 @@ def test_the_causes_of_an_end_are_those_of_sip() -> None:
     session.bye(exchange.now)
     exchange.run(GIVE_UP)
     assert [e.cause for e in alice.told(Ended)] == [Cause.LOCAL_BYE] and clean(exchange)
+
+
+def test_a_call_that_is_over_is_freed_without_a_search_for_garbage() -> None:
+    """A leg and its session know one another; the server lets go of a session that is over, so no circle is left."""
+    exchange = Exchange()
+    alice, _bob, _carol = exchange.phones_of("alice", "bob", "carol")
+    session = alice.call("bob")
+    exchange.run()
+    alice.refer(session, "carol")
+    exchange.run()
+    gc.collect()
+    there = sum(isinstance(thing, GroupCall | Leg) for thing in gc.get_objects())
+    gc.disable()
+    try:
+        session.bye(exchange.now, headers=[("Reason", RELEASE_FOR_ALL)])
+        exchange.run(80.0)
+        left = sum(isinstance(thing, GroupCall | Leg) for thing in gc.get_objects())
+        assert not exchange.calls and left == there - 4, "the call, and a leg of each"
+    finally:
+        gc.enable()

@@ -74,3 +74,17 @@ def test_a_time_line_keeps_its_gaps_and_is_valid_at_every_flush(tmp_path: Path) 
     line.close()
     with wave.open(str(path)) as file:
         assert file.readframes(999) == bytes(200) + b"\1\0" * 50 + b"\2\0" * 10
+
+
+def test_a_time_line_adds_what_may_share_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "line.wav"
+    line = WavTimeline(path)
+    line.write_at(0, b"\1\0" * 40 + b"\xff\x7f" * 10)
+    line.flush()
+    line.write_at(30, b"\2\0" * 40, shared=20)  # the last ten at the limit: no sample turns over
+    line.write_at(40, b"\3\0" * 40, shared=20)  # begins before what may be shared: cut off
+    line.close()
+    with wave.open(str(path)) as file:
+        assert file.readframes(999) == (
+            b"\1\0" * 30 + b"\3\0" * 10 + b"\xff\x7f" * 10 + b"\2\0" * 20 + b"\3\0" * 10
+        )  # fmt: skip

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import wave
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -326,3 +328,19 @@ async def test_a_group_meets_on_ipv6_and_on_both(tmp_path: Path, server: str, ho
             burst = await party.expect("burst-heard")
             assert (burst["user"], burst["samples"]) == (f"sip:{name}@x", 11 * 320)
         assert relay.statistics()["unreachable"] == relay.statistics()["unsent"] == 0
+
+
+async def test_a_closed_relay_is_freed_without_a_search_for_garbage() -> None:
+    relay = GroupRelay("sip:g@x", "127.0.0.1")
+    key = SrtpKey(os.urandom(16), os.urandom(12), b"\x20\0\0\1")
+    relay.add_leg("alice", audio=("127.0.0.1", 4000), floor=("127.0.0.1", 4001), media_ssrc=1, csk=key, guk_id=1)
+    await asyncio.sleep(0)
+    gone = weakref.ref(relay)
+    gc.collect()
+    gc.disable()
+    try:
+        relay.close()
+        del relay
+        assert gone() is None
+    finally:
+        gc.enable()

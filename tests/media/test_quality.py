@@ -110,3 +110,44 @@ def test_a_bursts_figures_are_of_what_was_heard_and_its_rating_counts_every_fram
     loss = stall["silent"] / (stall["samples"] // FRAME_SAMPLES)
     assert stall["rating"] == round(e_model(stall["mouth_to_ear"], loss, robustness=OPUS.robustness), 1)
     assert stall["rating"] < gap["rating"] < clean["rating"]
+
+
+def test_bursts_that_follow_one_another_at_once_are_not_heard_later_and_later(tmp_path: Path) -> None:
+    """Each has a frame more than was said, for the codec's look-ahead: the next one begins in it."""
+    wall, frames, pause = 1_700_000_000.0, 10, 0.004
+    reception = Reception("sip:me@x", lambda user, _mki: user == "sip:alice@x")
+    now = 0.0
+    playout = Playout(reception, lambda: wall + now, replace(OPUS, decoder=Silence, delay=0.0))
+    playout.record(tmp_path / "heard.wav", 0.0, 1.0)
+    heard: list[dict[str, Any]] = []
+
+    def hear() -> None:
+        heard.extend(details for event in reception.events() if (details := playout.take(event, now)) is not None)
+
+    def until(at: float) -> None:
+        nonlocal now
+        while (due := reception.next_timer()) is not None and due <= at:
+            now = max(now, due)
+            reception.handle_timer(now)
+            hear()
+        now = at
+
+    sequence, timestamp, at = 0, 0, 0.0
+    for _ in range(100):
+        reception.floor("sip:alice@x", now)
+        for number in range(frames + 1):
+            until(at + number * 0.02)
+            packet = RtpPacket(96, sequence, timestamp, 1, number == 0, b"x", wall + now if number == 0 else None)
+            reception.receive(packet, b"\0\0\0\1alic", now, wall + now)
+            hear()
+            sequence, timestamp = sequence + 1, timestamp + 960
+        timestamp += 960
+        at += frames * 0.02 + pause
+        until(at)
+        reception.floor(None, now)
+        hear()
+    until(at + 5.0)
+    delays = [burst["mouth_to_ear"] for burst in heard]
+    assert len(delays) == 100 and max(delays) - min(delays) < 0.021, delays
+    assert playout.concealed == playout.silent == 0
+    playout.close()

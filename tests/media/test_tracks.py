@@ -99,7 +99,7 @@ async def test_a_file_is_a_track_and_ends_with_it(tmp_path: Path) -> None:
 
 
 async def test_what_is_heard_is_a_track_with_silence_between_the_bursts() -> None:
-    track, one = HeardTrack(most=5), b"\1\0" * 320
+    track, one = HeardTrack(most=5), b"\0\1" * 320
 
     async def next_ones() -> bool:
         return bool((await track.recv()).to_ndarray().any())
@@ -112,6 +112,16 @@ async def test_what_is_heard_is_a_track_with_silence_between_the_bursts() -> Non
     for _ in range(9):
         track.put("a", one, 0.0)
     assert len(track._ready) == 5, "bounded"
+
+
+async def test_silence_is_left_out_when_too_much_waits_and_sound_is_not() -> None:
+    track = HeardTrack(slack=4)
+    for _ in range(30):
+        track.put("a", bytes(640), 0.0)
+    assert len(track._ready) == 5
+    for _ in range(10):
+        track.put("a", b"\0\1" * 320, 0.0)
+    assert len(track._ready) == 15
 
 
 @pytest.mark.skipif(bool(glob.glob("/dev/snd/pcmC*")), reason="this machine has sound devices")

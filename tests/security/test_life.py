@@ -195,10 +195,45 @@ async def test_rule_15_a_deputy_is_no_director_while_the_initiator_is_there() ->
         await call_of(alice, "bob", "carol", deputies=(uri("bob"),))
         await bob.until("member-list")
         before = sending_key(carol)
-        with pytest.raises(NotRekeyed) as refused:
+        with pytest.raises(NotADeputy):
             await bob.call.take_over()
-        assert refused.value.users == {uri("carol")}, "the server passes on no key of his"
-        assert sending_key(carol) == before == sending_key(alice)
+        assert sending_key(carol) == before == sending_key(alice) == sending_key(bob), "he talks on as before"
+        with pytest.raises(NotADeputy):
+            await bob.call.rekey()  # type: ignore[attr-defined]
+        await here.crash(alice)
+        await here.until_gone("alice")
+        deputy = await bob.call.take_over()
+        assert deputy.directing and sending_key(carol) == sending_key(bob) != before
+
+
+async def test_rule_15_a_deputy_steps_down_when_the_initiator_is_back() -> None:
+    """From then on her keys count, his are made no more, and whom he added takes hers as well."""
+    journals = MemoryJournals()
+    async with town() as here:
+        alice = await here.phone("alice", journal=journals)
+        bob, carol, mallory = await here.phones("bob", "carol", "mallory")
+        call = await call_of(alice, "bob", "carol", deputies=(uri("bob"),))
+        await bob.until("member-list", users=sorted(call.distribution.named))
+        await here.crash(alice)
+        await here.until_gone("alice")
+        deputy = await bob.call.take_over()
+        await deputy.add(uri("mallory"))
+        again = await here.phone("alice", journal=journals)
+        back = await again.client.come_back(journals.record())
+        await bob.until("stepped-down")
+        assert back.distribution.keyed() == {uri("bob"), uri("carol")}
+        assert sending_key(again) == sending_key(bob) == sending_key(carol)
+        for wish in (deputy.rekey(), deputy.add(uri("carol")), deputy.remove(uri("carol")), deputy.revoke()):
+            with pytest.raises(NotADeputy):
+                await wish
+        assert mallory.call.signers == (uri("bob"), uri("alice"))
+        with pytest.raises(AddFailed) as busy:
+            await back.add(uri("mallory"))  # he is in the call, by bob's word
+        assert busy.value.status == 486
+        await back.remove(uri("mallory"))
+        await back.add(uri("mallory"))
+        await back.rekey()
+        assert sending_key(mallory) == sending_key(again) == sending_key(bob)
 
 
 async def test_rule_15_a_members_key_is_refused_also_when_the_server_passes_it_on(

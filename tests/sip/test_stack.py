@@ -559,3 +559,15 @@ def test_an_invitation_expires_unless_it_is_answered(net: Net, answered: bool) -
     net.run(40.0)
     assert len(net.bob.told(Cancelled)) == (not answered)
     assert mine.established if answered else net.alice.told(Refused)[0].response.status == 487
+
+
+def test_an_explicit_subscription_is_not_promised() -> None:
+    """RFC 7614 4: who requires it wants Refer-Events-At in the answer, which is not given here."""
+    net = Net("udp")
+    assert "explicitsub" not in net.alice.stack.settings.supported
+    mine, _ = established(net)
+    headers = [("Refer-To", "<sip:c@example.org>"), ("Require", "explicitsub")]
+    mine.send("REFER", headers=headers, now=net.now)
+    net.run()
+    (answer,) = net.alice.told(ResponseReceived)
+    assert answer.response.status == 420 and answer.response.headers.unsupported == ["explicitsub"]
