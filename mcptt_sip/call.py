@@ -86,6 +86,15 @@ def session_description(message: Request | Response) -> bytes | None:
     return None
 
 
+def _described(message: Request | Response) -> bytes | None:
+    """The same of a message that nobody answers: from a body that cannot be read, what nobody accepts."""
+    try:
+        return session_description(message)
+    except ParseError as error:
+        log.info("call-id=%s body: %s", message.headers.call_id, error)
+        return b""
+
+
 def fragment_status(body: bytes) -> int | None:
     """The status in a message/sipfrag (RFC 3515 2.4.5); ``None`` when there is none."""
     match = _status_line(body)
@@ -147,6 +156,11 @@ class Call:
     def established(self) -> bool:
         """Whether it was answered and is not over."""
         return self.session.established
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is a call received that has no final answer of ours."""
+        return self.incoming and self.session.state is SessionState.PROCEEDING
 
     def __repr__(self) -> str:
         return f"<Call {self.id} {self.session.state.name}>"
@@ -264,7 +278,7 @@ class Call:
             before, negotiation.wanted = negotiation.wanted, direction
             try:
                 response = await self.reinvite((SDP, negotiation.offer()))
-                description = session_description(response)
+                description = _described(response)
                 if description is None:
                     raise CallFailed("a 2xx without an answer", response)
                 negotiation.accept(description)
@@ -311,15 +325,21 @@ class Call:
         """Asks the peer to call `target`, a URI or (attended, RFC 3891) the peer of another call; the final status of
         that call as the peer tells it. This call goes on; hang it up when the status is 200 (RFC 5589 6).
 
-        Raises `CallFailed` when the peer refuses to try.
+        Raises `CallFailed` when the peer refuses to try, `ParseError` when the target is no URI.
         """
         if isinstance(target, Call):
             target = target._as_target()
         progress: asyncio.Queue[int | None] = asyncio.Queue()
         waiter = Waiter()
-        waiter.notified = lambda request: progress.put_nowait(fragment_status(request.body))
+
+        def notified(request: Request) -> None:
+            # a first NOTIFY may say nothing yet (RFC 6665 4.2.2); nor does a body that cannot be read
+            if (status := fragment_status(request.body)) is not None:
+                progress.put_nowait(status)
+
+        waiter.notified = notified
         waiter.ended = lambda: progress.put_nowait(None)
-        lines = [("Refer-To", target if target.startswith("<") else f"<{target}>"), *headers]
+        lines = [("Refer-To", NameAddr.parse(target if target.startswith("<") else f"<{target}>")), *headers]
         self.session.send("REFER", headers=lines, now=self._host.now(), context=waiter)
         self._host.transmit()
         response = await waiter.done
@@ -353,7 +373,7 @@ class Call:
         self.response = event.response
         if event.response.status in (180, 182, 183):
             self.ringing.set()
-        description = session_description(event.response)
+        description = _described(event.response)
         if description is not None and self.media is not None and self.session.ack_body is None:
             self._take_answer(description)
         self.on_progress(event.response)
@@ -362,7 +382,7 @@ class Call:
         """The 2xx to our INVITE."""
         self.response = event.response
         if self.media is not None and self.session.ack_body is None:
-            description = session_description(event.response)
+            description = _described(event.response)
             agreed = self.media.negotiation.agreed is not None
             if (description is None and not agreed) or (description is not None and not self._take_answer(description)):
                 self._give_up("the answer has nothing that can be done here", event.response)
@@ -385,7 +405,7 @@ class Call:
         self.media = media
 
         def answer(response: Response) -> Body | None:
-            offer = session_description(response)
+            offer = _described(response)
             if offer is None:
                 return None
             try:
@@ -402,6 +422,7 @@ class Call:
     def _give_up(self, reason: str, response: Response | None) -> None:
         if not self._outcome.done():
             self._outcome.set_exception(CallFailed(reason, response))
+            self._outcome.exception()  # nobody has to wait for it
         self.session.bye(self._host.now(), headers=[("Reason", 'SIP;cause=488;text="Not Acceptable Here"')])
         self._host.transmit()
 
@@ -420,7 +441,7 @@ class Call:
         """An ACK arrived: of the call, or of a re-INVITE."""
         if self._offer_due and self.media is not None:
             self._offer_due = False
-            description = session_description(request)
+            description = _described(request)
             if description is None or not self._take_answer(description):
                 self._give_up("the ACK brought no answer that can be done here", None)
                 return
@@ -429,7 +450,7 @@ class Call:
 
     def was_acknowledged(self, request: Request) -> None:
         """A PRACK arrived; when our offer was in the provisional response, it brings the answer."""
-        description = session_description(request)
+        description = _described(request)
         if self._offer_due and self.media is not None and description is not None:
             self._offer_due = False
             if not self._take_answer(description):

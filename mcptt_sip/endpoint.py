@@ -159,9 +159,10 @@ class SipEndpoint:
     def _tell(self, event: object) -> None:
         try:
             self._on_event(event, self._clock())
-        except SipError:
+        except SipError as error:
             # what the application did wrong with one event must not keep the others from it
             log.exception("event %s", type(event).__name__)
+            self.stack.unhandled(event, error, self._clock())
 
     def _send(self, outgoing: Outgoing) -> None:
         flow = outgoing.flow

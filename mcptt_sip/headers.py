@@ -64,7 +64,7 @@ COMPACT = {
 
 _EMPTY = Params()
 _name_addr = re.compile(
-    rf"[ \t]*(?:(?P<quoted>{QUOTED})[ \t]*|(?P<words>{TOKEN}(?:[ \t]+{TOKEN})*)?[ \t]*)"
+    rf"[ \t]*(?:(?P<quoted>{QUOTED})[ \t]*|(?P<words>{TOKEN}(?:[ \t]+{TOKEN})*)[ \t]*)?"
     r"<[ \t]*(?P<uri>[^<> \t\"]+)[ \t]*>"
 ).match
 _addr_spec = re.compile(r"[ \t]*(?P<uri>[^<>\s;,\"?]+)[ \t]*").match

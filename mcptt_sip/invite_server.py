@@ -71,6 +71,12 @@ class ServerSession(InviteSession):
         self.dialog = Dialog.uas(request, tag, transaction.flow)
         self.dialog.session = self
 
+    def begin(self, now: float) -> None:
+        """13.3.1: an invitation with an Expires is over then, as if it were cancelled, when nothing final was said. Who
+        sent it may be gone, and his CANCEL lost."""
+        if expires := self.request.headers.expires:
+            self.start_timer(Due.INVITATION_OVER, now + expires)
+
     # --- verbs
 
     def progress(
@@ -316,6 +322,8 @@ class ServerSession(InviteSession):
         elif due is Due.NO_PRACK:
             self._reliable = None
             self._step(Happens.NO_PRACK, None, now)
+        elif due is Due.INVITATION_OVER:
+            self._step(Happens.CANCEL_IN, None, now)
         elif due is Due.PROGRESS_AGAIN and self._last_progress is not None:
             response, reliable = self._last_progress
             if reliable and self._reliable is None:

@@ -246,6 +246,9 @@ class TransactionLayer:
         events, self._events = self._events, []
         return events
 
+    def unhandled(self, event: object, error: SipError, now: float) -> None:
+        """The application raised this over an event."""
+
     def next_timer(self) -> float | None:
         """When `handle_timer` is due; it may be earlier than needed."""
         return self._deadlines.next()
@@ -418,9 +421,10 @@ class TransactionLayer:
         raise NotImplementedError
 
     def _acknowledged(self, request: Request, now: float) -> bool:
-        """Whether an ACK belongs to a server transaction: to a final answer other than 2xx (17.2.1)."""
+        """Whether an ACK belongs to a server transaction: to a final answer other than 2xx (17.2.1). That of a 2xx is
+        the core's, also when it has the branch of its INVITE (RFC 6026 7.1)."""
         _, known = self._find_server(request)
-        if known is None or request.headers.to.tag is None:
+        if known is None or request.headers.to.tag is None or known.machine.state is State.ACCEPTED:
             return False
         if isinstance(known.machine, InviteServerTransaction):
             known.machine.acknowledge(now)

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mcptt_sip.errors import LocalProtocolError
+from mcptt_sip.errors import LocalProtocolError, ParseError, SipError
 from mcptt_sip.field_lines import HeaderItems
 from mcptt_sip.flow import Flow
 from mcptt_sip.grammar import format_host
@@ -37,10 +37,10 @@ from mcptt_sip.headers import Via
 from mcptt_sip.layer import ClientRecord, ServerRecord, TransactionLayer
 from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import Outgoing
-from mcptt_sip.routing import make_cancel, via_target
+from mcptt_sip.routing import make_cancel
 from mcptt_sip.services import Cause, StackSettings
 from mcptt_sip.stack import FlowLost
-from mcptt_sip.transaction import State, client_key
+from mcptt_sip.transaction import State
 from mcptt_sip.uri import SipUri, parse_uri
 
 __all__ = ["Forwarding", "ProxySettings", "RequestToForward", "SipProxy", "Target"]
@@ -90,9 +90,8 @@ class RequestToForward:
 class _Branch:
     """One copy of the request, and what became of it: the user of its client transaction."""
 
-    def __init__(self, forwarding: Forwarding, request: Request) -> None:
+    def __init__(self, forwarding: Forwarding) -> None:
         self.forwarding = forwarding
-        self.request = request
         self.record: ClientRecord | None = None
         self.final: Response | None = None
         self.progressed = False
@@ -126,19 +125,27 @@ class Forwarding:
 
     # --- the application's decision --------------------------------------------------------------------
 
+    @property
+    def decided(self) -> bool:
+        """Whether the application has said what becomes of it."""
+        return self._decided
+
     def respond(
         self, status: int, reason: str | None = None, *, headers: HeaderItems = (), body: bytes = b"",
         content_type: str | None = None, now: float,
     ) -> None:  # fmt: skip
         """The proxy's own answer. Raises :class:`LocalProtocolError` when the request has been decided about."""
         self._decide_once()
+        if self._done:  # its caller has given up meanwhile, and has his 487
+            return
         response = self.request.response(
             status, reason, headers=headers, body=body, content_type=content_type, to_tag=self._proxy.tag()
         )
         self._answer(response, now)
 
     def to(self, targets: Sequence[Target], now: float) -> None:
-        """Sends the request to all of these at once (16.6); without any the answer is 480.
+        """Sends the request to all of these at once (16.6); without any the answer is 480. A target that cannot be
+        read counts as one that cannot be reached.
 
         Raises :class:`LocalProtocolError` when the request has been decided about.
         """
@@ -151,9 +158,13 @@ class Forwarding:
         if self.request.method == "INVITE":
             self._watch_ringing(now)
         chosen = targets[: self._proxy.proxying.max_branches]
-        self._branches = [_Branch(self, _copy(self.request, target)) for target in chosen]
+        self._branches = [_Branch(self) for _ in chosen]
         for branch, target in zip(self._branches, chosen, strict=True):
-            branch.record = self._proxy.send_on(branch, target.flow, self._mark, now)
+            try:
+                branch.record = self._proxy.send_on(branch, _copy(self.request, target), target.flow, self._mark, now)
+            except ParseError as error:
+                log.info("call-id=%s target=%s %s", self.request.headers.call_id, target.uri, error)
+                self.unanswered(branch, 503, now)
 
     def follow(self, now: float) -> None:
         """Sends it where its Route, else its Request-URI leads: a request in a dialog, or for another domain."""
@@ -173,7 +184,8 @@ class Forwarding:
             branch.progressed = True
             if self._cancelled and not branch.cancelled:
                 self._cancel(branch, now)
-            if response.status > 100 and not self._done:
+            # RFC 4320 4.1: no provisional answer but 100 to anything but an INVITE, and 100 goes one hop
+            if response.status > 100 and not self._done and self.request.method == "INVITE":
                 self._watch_ringing(now)
                 self._proxy.answer(self._record, passed, now)
             return
@@ -283,12 +295,20 @@ class SipProxy(TransactionLayer):
     ) -> None:  # fmt: skip
         super().__init__(settings or StackSettings(), token)
         self.proxying = proxying or ProxySettings()
+        #: this machine's addresses that peers were seen to use
+        self._addresses: set[str] = set()
         self._mark = ""
 
     def flow_closed(self, flow: Flow, now: float) -> None:
         """A connection is gone: what waited for an answer over it has failed."""
         self._flow_gone(flow, now)
         self.emit(FlowLost(flow))
+
+    def unhandled(self, event: object, error: SipError, now: float) -> None:
+        """See :meth:`TransactionLayer.unhandled`: a request that was not decided about is refused, or its transaction
+        would stay for ever. Such a one may have credentials that cannot be read."""
+        if isinstance(event, RequestToForward) and not event.forwarding.decided:
+            event.forwarding.respond(error.status if isinstance(error, ParseError) else 500, now=now)
 
     # --- requests ---------------------------------------------------------------------------------------
 
@@ -297,6 +317,8 @@ class SipProxy(TransactionLayer):
         if request.method == "CANCEL":
             self._cancel_received(record, now)
             return
+        self._addresses.add(record.flow.local[0])
+        request.headers.values("record-route")  # what cannot be read is 400 here, not when it is being sent on
         mark = loop_mark(request)
         refusal = self._refusal_of(request, mark)
         if refusal is not None:
@@ -317,13 +339,18 @@ class SipProxy(TransactionLayer):
             return 416, ()
         if headers.max_forwards == 0:
             return 483, ()
-        if any((via.branch or "").endswith(f".{mark}") and self._is_here(via.host, via.port) for via in headers.via):
+        if self._has_been_here(request, mark):
             return 482, ()
         asked = headers.values("Proxy-Require")
         unknown = [tag for tag in asked if tag.strip().lower() not in self.proxying.understood]
         if unknown:
             return 420, [("Unsupported", ", ".join(unknown))]
         return None
+
+    def _has_been_here(self, request: Request, mark: str) -> bool:
+        """RFC 5393 4.2: whether this proxy sent the same request on before."""
+        vias = request.headers.via
+        return any((via.branch or "").endswith(f".{mark}") and self._is_here(via.host, via.port) for via in vias)
 
     def _cancel_received(self, record: ServerRecord, now: float) -> None:
         """16.10. What was never sent on in a transaction is not cancelled either: 481."""
@@ -334,11 +361,17 @@ class SipProxy(TransactionLayer):
             invite.session.cancel(now)
 
     def _ack_received(self, request: Request, now: float) -> None:
-        """The ACK of a 2xx goes on without any transaction (16.11); that of another final ends here."""
-        if self._acknowledged(request, now) or request.headers.max_forwards == 0:
+        """The ACK of a 2xx goes on without any transaction (16.11); that of another final ends here.
+
+        One that is for this proxy and for none of its transactions (of an answer that it gave without any: 400, 503)
+        would be sent to itself until its Max-Forwards is used up."""
+        mark = loop_mark(request)
+        if self._acknowledged(request, now) or request.headers.max_forwards == 0 or self._has_been_here(request, mark):
             return
         self._take_off_own_routes(request)
         ack = _copy(request, Target(str(request.uri)))
+        _postprocess(ack)
+        self._mark = mark
         self.send_alone(ack, now, flow=None, target=None)
 
     def _take_off_own_routes(self, request: Request) -> bool:
@@ -362,14 +395,23 @@ class SipProxy(TransactionLayer):
     def _is_here(self, host: str, port: int | None) -> bool:
         if host.lower() in self.proxying.names:
             return True
-        at = (host.strip("[]"), port or 5060)
-        return any(at in listeners for listeners in self._listeners.values())
+        host, port = host.strip("[]"), port or 5060
+        # of a socket that is bound to every address, each that peers were seen to use is one
+        hosts = (host, "0.0.0.0", "::") if host in self._addresses else (host,)  # noqa: S104
+        return any((one, port) in listeners for listeners in self._listeners.values() for one in hosts)
+
+    def _reached_at(self, flow: Flow) -> tuple[str, int]:
+        """See :meth:`TransactionLayer._reached_at`; what stands in Via and Record-Route is known again."""
+        at = super()._reached_at(flow)
+        self._addresses.add(at[0])
+        return at
 
     # --- on the way --------------------------------------------------------------------------------------
 
-    def send_on(self, branch: _Branch, flow: Flow | None, mark: str, now: float) -> ClientRecord:
+    def send_on(
+        self, branch: _Branch, request: Request, flow: Flow | None, mark: str, now: float
+    ) -> ClientRecord:
         """Sends one copy in a transaction of its own, with this proxy's Via above the others."""
-        request = branch.request
         _postprocess(request)
         below = request.headers.values("via")
         request.headers.remove("via")
@@ -397,14 +439,21 @@ class SipProxy(TransactionLayer):
         headers = request.headers
         others = headers.values("record-route")[branch.recorded :]
         headers.remove("record-route")
-        ours = list(dict.fromkeys((self._route_to(flow), self._route_to(branch.forwarding.flow))))
+        secure = request.uri.scheme == "sips" or any(
+            isinstance(route.uri, SipUri) and route.uri.scheme == "sips" for route in headers.route[:1]
+        )
+        ours = list(dict.fromkeys(self._route_to(one, secure) for one in (flow, branch.forwarding.flow)))
         headers.extend(("Record-Route", line) for line in (*ours, *others))
         branch.recorded = len(ours)
 
-    def _route_to(self, flow: Flow) -> str:
+    def _route_to(self, flow: Flow, secure: bool) -> str:
+        """``secure``: the request is for a SIPS URI, so this has to be one (16.6 step 4), which says TLS by itself."""
         host, port = self._reached_at(flow)
-        kind = "ws" if flow.transport == "wss" else flow.transport
-        return f"<sip:{format_host(host)}:{port}{'' if kind == 'udp' else f';transport={kind}'};lr>"
+        scheme = "sips" if secure and flow.transport in ("tls", "wss") else "sip"
+        kind = {"udp": "", "wss": ";transport=ws", "tls": "" if scheme == "sips" else ";transport=tls"}.get(
+            flow.transport, f";transport={flow.transport}"
+        )
+        return f"<{scheme}:{format_host(host)}:{port}{kind};lr>"
 
     def _branch(self) -> str:
         mark, self._mark = self._mark, ""
@@ -425,17 +474,12 @@ class SipProxy(TransactionLayer):
     # --- responses ---------------------------------------------------------------------------------------
 
     def _response_received(self, response: Response, flow: Flow, now: float) -> None:
-        if client_key(response) in self._clients:
-            super()._response_received(response, flow, now)
-        elif 200 <= response.status < 300 and response.headers.cseq.method == "INVITE":
-            self._pass_late(response)
-
-    def _pass_late(self, response: Response) -> None:
-        """A 2xx whose transaction is over goes back all the same (16.7): to where the next Via says."""
-        own, *below = response.headers.via
-        if below and self._is_here(own.host, own.port):
-            passed = without_top_via(response)
-            self._out.append(Outgoing(passed, None, via_target(below[0]), is_request=False))
+        """What belongs to no transaction is not sent on (RFC 6026 7.3), nor is what has no Via but ours, or others that
+        cannot be read (16.7 step 3): whoever has learned a branch could else make this proxy write to anybody."""
+        if len(response.headers.values("via")) < 2 and response.headers.cseq.method != "CANCEL":
+            log.info("call-id=%s an answer %d for nobody", response.headers.call_id, response.status)
+            return
+        super()._response_received(response, flow, now)
 
     def send_back(self, response: Response, record: ServerRecord) -> None:
         """A response without a transaction, the way of its request."""

@@ -164,6 +164,7 @@ class Registrar:
             for binding in held:
                 self._in_order(binding, call_id, cseq)
             return []
+        _ = headers.path  # read now: 400, or every call to this user would fail of it
         path = tuple(headers.get_all("Path"))
         for contact in headers.contact:
             expires = self._expires(contact, headers.expires)

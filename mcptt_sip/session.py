@@ -112,7 +112,8 @@ class InviteSession:
         self.dialogs: dict[str, Dialog] = {}
         self.ack_body: BodyHook | None = None
         self.prack_body: BodyHook | None = None
-        #: the re-INVITE under way: a `ReInvite` of ours, or the server transaction of the peer's
+        #: the change under way: a `ReInvite` of ours, or an UPDATE of ours with an offer, or the server transaction of
+        #: the peer's re-INVITE
         self.pending_invite: Any = None
         #: the re-INVITE of ours that waits for its second try after a glare; the peer's has its turn
         self.glared: ReInvite | None = None
@@ -176,14 +177,9 @@ class InviteSession:
         raise LocalProtocolError("only the callee answers")
 
     def accept(
-        self,
-        status: int = 200,
-        *,
-        headers: HeaderItems = (),
-        body: bytes = b"",
-        content_type: str | None = None,
+        self, status: int = 200, *, headers: HeaderItems = (), body: bytes = b"", content_type: str | None = None,
         now: float,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Callee: the 2xx. See `ServerSession`."""
         raise LocalProtocolError("only the callee answers")
 
@@ -216,8 +212,8 @@ class InviteSession:
         cause: Cause = Cause.LOCAL_BYE,
     ) -> None:
         """End it, whatever its state: BYE; CANCEL while it rings for the caller, 480 for the callee; after the
-        ACK where that is still due. `Ended` (or `Refused`) says `cause`. Nothing happens when it is over."""
-        if not self.ended:
+        ACK where that is still due. `Ended` (or `Refused`) says `cause`. Nothing happens the second time."""
+        if not self.state.going:
             self._step(Happens.BYE, Farewell(tuple(headers), body, content_type, cause), now, local=True)
 
     def send(
@@ -235,7 +231,8 @@ class InviteSession:
             return self.reinvite(headers=headers, body=body, content_type=content_type, now=now, context=context)
         if method in ("ACK", "CANCEL", "BYE", "PRACK"):
             raise LocalProtocolError(f"{method} is sent by the session itself")
-        if method == "UPDATE" and self.pending_invite is not None and body:
+        offering = method == "UPDATE" and bool(body)
+        if offering and (self.pending_invite is not None or self.pending_offer is not None):
             raise LocalProtocolError("an offer is under way")  # RFC 3311 5.1
         request = self._request(method, headers, body, content_type)
         sent = ClientRequest(
@@ -250,6 +247,8 @@ class InviteSession:
         )
         if method in ("REFER", "SUBSCRIBE"):
             self._services.attach_subscription(sent, now)
+        if offering:
+            self.pending_invite = sent
         sent.start(now)
         return sent
 
@@ -543,7 +542,7 @@ class InviteSession:
         for pending in left:
             if isinstance(pending, ReInvite):
                 pending.abandon(now)
-            elif pending is not None and pending.request is not None:
+            elif pending is not None and not isinstance(pending, ClientRequest) and pending.request is not None:
                 self._services.answer(pending, pending.request.response(487), now)
 
     def _confirm_again(self, request: Request, now: float) -> None:

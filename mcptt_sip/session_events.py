@@ -49,6 +49,17 @@ class SessionState(Enum):
     LEAVING = auto()  # BYE sent
     ENDED = auto()
 
+    @property
+    def going(self) -> bool:
+        """Whether it is over, or somebody has said that it shall be."""
+        return self in _GOING
+
+
+_GOING = frozenset({
+    SessionState.CANCEL_PENDING, SessionState.CANCELLING, SessionState.HANGING, SessionState.LEAVING,
+    SessionState.ENDED,
+})  # fmt: skip
+
 
 class Happens(Enum):
     """What can happen to a session."""
@@ -92,6 +103,7 @@ class Due(Enum):
     REFRESH = auto()
     EXPIRE = auto()
     GLARE = auto()
+    INVITATION_OVER = auto()
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from typing import Any
 
 from mcptt_sip.auth import DigestClient, DigestCredentials
 from mcptt_sip.dialog import Dialog
+from mcptt_sip.errors import ParseError, SipError
 from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.flow import Flow
 from mcptt_sip.headers import NameAddr
@@ -48,6 +49,17 @@ _METHODS = frozenset(
         "OPTIONS", "PUBLISH", "REGISTER",
     }
 )  # fmt: skip
+#: headers that a call comes to read only when its state has changed already
+_READ_LATER: tuple[tuple[str, Callable[[Headers], object]], ...] = (
+    ("contact", lambda headers: headers.contact),
+    ("record-route", lambda headers: headers.record_route),
+    ("allow", lambda headers: headers.allow),
+    ("supported", lambda headers: headers.supported),
+    ("require", lambda headers: headers.require),
+    ("session-expires", lambda headers: headers.session_expires),
+    ("min-se", lambda headers: headers.min_se),
+    ("event", lambda headers: headers.event),
+)
 #: requests that make no sense outside a dialog
 _ONLY_IN_DIALOG = frozenset({"BYE", "PRACK", "UPDATE", "NOTIFY", "INFO"})
 
@@ -284,13 +296,22 @@ class SipStack(TransactionLayer):
             self._digests.popitem(last=False)
         return client
 
+    def unhandled(self, event: object, error: SipError, now: float) -> None:
+        """See `TransactionLayer.unhandled`: a request without an answer would keep its transaction for ever."""
+        if isinstance(event, RequestReceived) and not event.incoming.answered:
+            event.incoming.respond(error.status if isinstance(error, ParseError) else 500, now=now)
+
     # --- requests that come in ------------------------------------------------------------------------
 
     def _dispatch(self, record: ServerRecord, to_tag: str | None, now: float) -> None:
         request = record.request
         if request.method == "CANCEL":
             self._cancel_received(record, now)
-        elif (refusal := self._refusal(request, record)) is not None:
+            return
+        for name, read in _READ_LATER:
+            if name in request.headers:
+                read(request.headers)  # 400 now, not when a call stands on it
+        if (refusal := self._refusal(request, record)) is not None:
             status, headers = refusal
             self.answer(record, request.response(status, headers=headers, to_tag=self.tag()), now)
         elif to_tag is not None:
@@ -337,6 +358,18 @@ class SipStack(TransactionLayer):
         if accept is None:
             return True
         return any(media.accepts("application/sdp") or media.full.startswith("multipart/") for media in accept)
+
+    def _response_received(self, response: Response, flow: Flow, now: float) -> None:
+        """What cannot be read in an answer counts as absent: nobody can be told of it, and whoever waits for the answer
+        shall have it."""
+        for name, read in _READ_LATER:
+            if name in response.headers:
+                try:
+                    read(response.headers)
+                except ParseError as error:
+                    log.info("call-id=%s %s left out: %s", response.headers.call_id, name, error)
+                    response.headers.remove(name)
+        super()._response_received(response, flow, now)
 
     def _ack_received(self, request: Request, now: float) -> None:
         self._acknowledged(request, now)
@@ -423,6 +456,7 @@ class SipStack(TransactionLayer):
                 record.session = session
                 assert session.dialog is not None
                 self.add_dialog(session.dialog)
+                session.begin(now)
                 self.emit(InviteReceived(session))
             case "OPTIONS" if self.settings.answer_options:
                 self._answer_options(record, now)
@@ -453,14 +487,18 @@ class SipStack(TransactionLayer):
 
     def _answer_options(self, record: ServerRecord, now: float) -> None:
         """RFC 3261 11.2."""
+        response = record.request.response(200, headers=self.option_headers(), to_tag=self.tag())
+        self.answer(record, response, now)
+
+    def option_headers(self) -> list[tuple[str, object]]:
+        """What the 200 to OPTIONS says (11.2)."""
         settings = self.settings
-        headers = [
+        return [
             ("Allow", ", ".join(settings.allow)),
             ("Accept", ", ".join(settings.accept)),
             ("Supported", ", ".join(settings.supported)),
             ("Allow-Events", ", ".join(settings.allow_events)),
         ]
-        self.answer(record, record.request.response(200, headers=headers, to_tag=self.tag()), now)
 
 #: option tags that need nothing of the stack: the application's business, or true of every SIP element here
 _ALWAYS = frozenset({"recipient-list-invite", "multiple-refer", "pref", "eventlist", "resource-priority"})

@@ -37,7 +37,8 @@ _scheme = re.compile(r"([A-Za-z][A-Za-z0-9+\-.]*):").match
 _plain_name = re.compile(r"[A-Za-z0-9\-_.!~*'()\[\]/:&+$]+").fullmatch
 _bad_escape = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 _absolute = re.compile(r"[A-Za-z0-9\-_.!~*'()%;/?:@&=+$,\[\]#]+").fullmatch
-_tel_number = re.compile(r"\+[0-9\-.()]*[0-9][0-9\-.()]*|[0-9A-Fa-f*#\-.()]+").fullmatch
+# up to the first digit, then all: with digits on both sides of one the time would grow with the square of the length
+_tel_number = re.compile(r"\+[\-.()]*[0-9][0-9\-.()]*|[0-9A-Fa-f*#\-.()]+").fullmatch
 _tel_separators = re.compile(r"[\-.()]")
 
 

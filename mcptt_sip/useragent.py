@@ -47,7 +47,7 @@ from mcptt_sip.registration import Registration
 from mcptt_sip.resolver import Lookup
 from mcptt_sip.services import StackSettings
 from mcptt_sip.session import Confirmed, Ended, InviteReceived, Progressed, ProvisionalAcknowledged, Refused
-from mcptt_sip.session_events import Answered, Cancelled
+from mcptt_sip.session_events import Answered, Cancelled, SessionState
 from mcptt_sip.stack import FlowLost, SipStack
 from mcptt_sip.subscription import Notified, Subscription, SubscriptionEnded
 from mcptt_sip.trace import TraceSink
@@ -182,14 +182,18 @@ class UserAgent:
 
     async def close(self, timeout: float = 2.0) -> None:
         """Unregisters, ends every call, waits so many seconds at most for the answers, and closes the sockets."""
-        for call in list(self.calls):
+        calls = list(self.calls)
+        for call in calls:
             await call.hang_up()
         try:
             async with asyncio.timeout(timeout):
+                # 15: no BYE before the ACK, and a caller who was told nothing would talk to nobody
+                hanging = [call for call in calls if call.session.state is SessionState.HANGING]
+                await asyncio.gather(*(call.ended.wait() for call in hanging))
                 await asyncio.gather(*(publication.close() for publication in self._publications))
                 await asyncio.gather(*(registration.close() for registration in self._registrations))
         except TimeoutError:
-            log.info("closed before everything was unregistered")
+            log.info("closed before everything was acknowledged and unregistered")
         await self.endpoint.settle(timeout)
         for task in list(self._tasks):
             task.cancel()
@@ -486,11 +490,11 @@ class UserAgent:
             log.info("call-id=%s %s", call.id, error)
         except Exception:
             log.exception("call-id=%s the handler failed", call.id)
-            if call.incoming and not call.established and not call.session.ended:
+            if call.undecided:
                 await call.reject(500)
             else:
                 await call.hang_up()
-        if call.incoming and not call.established and not call.session.ended:
+        if call.undecided:
             await call.reject(480)
 
     def _requested(self, incoming: ServerRequest) -> None:
@@ -502,6 +506,9 @@ class UserAgent:
             self.spawn(self._answer(incoming, handler))
         elif incoming.method == "REFER":
             self._referred(incoming)
+        elif incoming.method == "OPTIONS" and incoming.session is not None:
+            # 11.2: in a dialog the answer is the same; a peer asks so whether the call still stands
+            incoming.respond(200, headers=self.stack.option_headers(), now=self.now())
         elif incoming.method == "SUBSCRIBE":
             known = ", ".join(self.stack.settings.allow_events)
             incoming.respond(489, headers=[("Allow-Events", known)], now=self.now())

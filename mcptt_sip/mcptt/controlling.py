@@ -185,7 +185,7 @@ class ControllingFunction:
         if (old := call.legs.get(caller.user)) is not None:
             self._hang_up(old, now, "taken over by another device")
         session.context = leg
-        self._join_media(leg)
+        leg.join_media()
         call.legs[caller.user] = leg
         self._accept(leg, (), [*self._warning(warning_text(123))], now)
         call.machine.initiator_returned(now)
@@ -252,7 +252,7 @@ class ControllingFunction:
             if contents is None:
                 raise MediaRefused("the answer's body cannot be read")
             leg.theirs = GroupMediaDescription.decode(contents.sdp)
-            self._join_media(leg)
+            leg.join_media()
         except (MediaRefused, ValueError) as error:
             log.warning("group=%s user=%s answer not usable: %s", call.group, leg.user, error)
             self._hang_up(leg, now, "the answer's media is not that of a regroup call")
@@ -299,7 +299,7 @@ class ControllingFunction:
         if call.legs.get(leg.user) is not leg:
             return
         del call.legs[leg.user]
-        self._leave_media(leg)
+        leg.leave_media()
         log.info("group=%s user=%s left: %s", call.group, leg.user, cause.value)
         if leg.initiator:
             # without his ACK the initiator has never been in the call
@@ -312,7 +312,7 @@ class ControllingFunction:
 
     def cancelled(self, leg: Leg, now: float) -> None:
         leg.call.legs.pop(leg.user, None)
-        self._leave_media(leg)
+        leg.leave_media()
         leg.call.machine.initiator_cancelled(now)
         self._carry_out(leg.call, now)
 
@@ -329,9 +329,7 @@ class ControllingFunction:
             contents = read_contents(incoming.request)
             theirs, urgency = GroupMediaDescription.decode(contents.sdp), self.urgency.asked(leg, contents.info)
             if theirs != leg.theirs:
-                self._leave_media(leg)
-                leg.theirs = theirs
-                self._join_media(leg)
+                leg.move_media(theirs)
         except Refusal as refusal:
             log.info("group=%s user=%s change refused: %s", leg.call.group, leg.user, refusal)
             headers, (body, kind) = self._refusal_headers(refusal), _stated(refusal)
@@ -355,18 +353,8 @@ class ControllingFunction:
             call.machine.silent(now)
             self._carry_out(call, now)
 
-    def _join_media(self, leg: Leg) -> None:
-        if leg.theirs is not None and not leg.in_media:
-            leg.call.media.add_leg(leg.destination, leg.theirs, leg.guk_id)
-            leg.in_media = True
-
-    def _leave_media(self, leg: Leg) -> None:
-        if leg.in_media:
-            leg.call.media.remove_leg(leg.user)
-            leg.in_media = False
-
     def _hang_up(self, leg: Leg, now: float, why: str) -> None:
-        self._leave_media(leg)
+        leg.leave_media()
         if leg.call.legs.get(leg.user) is leg:
             del leg.call.legs[leg.user]
         leg.session.context = None
@@ -452,7 +440,7 @@ class ControllingFunction:
         if leg.session.ended:
             return  # his CANCEL or BYE is on record, and ends the call when it is handled
         try:
-            self._join_media(leg)
+            leg.join_media()
         except (MediaRefused, ValueError) as error:
             log.warning("group=%s user=%s offer not usable: %s", call.group, leg.user, error)
             leg.session.context = None

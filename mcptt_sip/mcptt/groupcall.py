@@ -89,6 +89,29 @@ class Leg:
     told: Urgency = Urgency.NORMAL
     telling: Urgency | None = None
 
+    def join_media(self) -> None:
+        """Into the media of the call, where he has any. Raises what :meth:`GroupMedia.add_leg` does."""
+        if self.theirs is not None and not self.in_media:
+            self.call.media.add_leg(self.destination, self.theirs, self.guk_id)
+            self.in_media = True
+
+    def leave_media(self) -> None:
+        if self.in_media:
+            self.call.media.remove_leg(self.user)
+            self.in_media = False
+
+    def move_media(self, theirs: GroupMediaDescription) -> None:
+        """To another place. When he cannot be had there he stays where he is (RFC 3261 14.2), and this raises."""
+        before = self.theirs
+        self.leave_media()
+        self.theirs = theirs
+        try:
+            self.join_media()
+        except (SipError, ValueError):
+            self.theirs = before
+            self.join_media()
+            raise
+
 
 #: challenges, missing extensions, session intervals and glare concern one hop (RFC 3261 21.4, RFC 4028 6)
 _BETWEEN_NEIGHBOURS = frozenset({401, 407, 420, 421, 422, 423, 491, 494})

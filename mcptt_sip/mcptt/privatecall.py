@@ -238,14 +238,24 @@ class PrivateCallFunction:
                 return
             theirs = GroupMediaDescription.decode(contents.sdp)
             if leg.theirs is None or theirs != replace(leg.theirs, key=None):
-                call.media.remove_leg(leg.user)
-                leg.theirs = theirs
-                call.media.add_leg(leg.destination, theirs, call.key_id)
+                self._move(leg, theirs)
         except (SipError, ValueError) as error:
             log.info("call-id=%s user=%s change refused: %s", leg.session.call_id, leg.user, error)
             incoming.respond(488, now=now)
             return
         incoming.respond(200, body=self._offer(call).encode(), content_type="application/sdp", now=now)
+
+    def _move(self, leg: PrivateLeg, theirs: GroupMediaDescription) -> None:
+        """As :meth:`~mcptt_sip.mcptt.groupcall.Leg.move_media`."""
+        media, key_id = leg.call.media, leg.call.key_id
+        media.remove_leg(leg.user)
+        try:
+            media.add_leg(leg.destination, theirs, key_id)
+        except (SipError, ValueError):
+            if leg.theirs is not None:
+                media.add_leg(leg.destination, leg.theirs, key_id)
+            raise
+        leg.theirs = theirs
 
     # --- the end ----------------------------------------------------------------------------------------
 

@@ -102,6 +102,7 @@ class Telephone:
         self._follow(call)
         if options.reject is not None:
             await call.reject(options.reject)
+            self._tell_ended(call)
             return
         supports = "100rel" in (*headers.supported, *headers.require)
         await call.ring(reliable=True if options.reliable and supports else None)
@@ -112,9 +113,11 @@ class Telephone:
         finally:
             del self._decisions[call]
         if code is None or call.session.ended:
+            self._tell_ended(call)
             return
         if code >= 300:
             await call.reject(code)
+            self._tell_ended(call)
             return
         await call.answer()
         await self._talk(call)
@@ -150,6 +153,10 @@ class Telephone:
             self.tell("call-failed", call=call.id, status=error.status, reason=str(error))
             self._maybe_over()
             return
+        except asyncio.CancelledError:  # the telephone is switched off
+            await call.hang_up()
+            self.tell("call-failed", call=call.id, reason="cancelled")
+            raise
         await self._talk(call)
 
     async def _transferred(self, call: Call) -> None:
@@ -182,10 +189,17 @@ class Telephone:
         except TimeoutError:
             await call.hang_up()
             await call.ended.wait()
+        except asyncio.CancelledError:  # the telephone is switched off
+            await call.hang_up()
+            raise
         finally:
             for work in works:
                 work.cancel()
-        counters = {} if media is None else {name: media.counters[name] for name in ("sent", "received")}
+            self._tell_ended(call)
+
+    def _tell_ended(self, call: Call) -> None:
+        """The last event of a call that was told of: answered, refused, or given up by its caller."""
+        counters = {} if call.media is None else {name: call.media.counters[name] for name in ("sent", "received")}
         self.tell("ended", call=call.id, cause=None if call.cause is None else call.cause.name.lower(), **counters)
         self._maybe_over()
 
@@ -248,6 +262,8 @@ class Telephone:
                     await self.place(rest)
                 case "answer" | "reject":
                     code = 200 if word == "answer" else int(rest or "486")
+                    if word == "reject" and not 300 <= code <= 699:
+                        raise ValueError(f"{code} rejects nothing: 300 to 699")
                     for decision in self._decisions.values():
                         if not decision.done():
                             decision.set_result(code)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,8 @@ from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.contents import CLIENT_HEADERS
 from mcptt_sip.mcptt.documents import McpttInfo, ResourceLists
 from mcptt_sip.mcptt.keying import MIKEY
+from mcptt_sip.mcptt.mediadescription import GroupMediaDescription, MediaRefused
+from mcptt_sip.mcptt.participating import Destination
 from mcptt_sip.mcptt.regroup import RegroupSettings
 from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import Cause, ResponseReceived
@@ -98,6 +101,29 @@ def test_a_refresh_by_reinvite_changes_nothing_and_a_downgrade_is_refused_and_en
         assert answers[-1] == status
     assert list(media.legs) == order, "nobody was taken out and put in again"
     assert bob.invitations[0].established
+
+
+def test_a_change_that_cannot_be_made_leaves_the_leg_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 3261 14.2: after the 488 he hears and talks where he did."""
+    exchange, (_alice, bob, _carol), _ = running("bob", "carol")
+    media = exchange.plane.opened[0]
+    before, take = media.legs[uri("bob")], media.add_leg
+
+    def particular(destination: Destination, theirs: GroupMediaDescription, guk_id: int) -> None:
+        if theirs.ssrc is None:
+            raise MediaRefused("the description does not say under which SSRC audio will come")
+        take(destination, theirs, guk_id)
+
+    monkeypatch.setattr(media, "add_leg", particular)
+    body = replace(bob.describe(audio=("192.0.2.200", 9000)), ssrc=None).encode()
+    bob.invitations[0].reinvite(body=body, content_type="application/sdp", now=exchange.now)
+    exchange.run()
+    (answer,) = [e.response for e in bob.told(ResponseReceived) if e.client_request.method == "INVITE"]
+    assert answer.status == 488 and media.legs[uri("bob")] == before
+    bob.invitations[0].reinvite(body=bob.describe().encode(), content_type="application/sdp", now=exchange.now)
+    bob.invitations[0].bye(exchange.now)
+    exchange.run()
+    assert uri("bob") not in media.legs, "and leaves as everybody does"
 
 
 def test_silence_releases_a_running_call_only() -> None:

@@ -262,12 +262,21 @@ async def test_a_re_invite_refreshes_a_private_call_and_makes_no_emergency_of_it
         assert not mine.ended.is_set() and not his.ended.is_set()
 
 
-async def test_a_re_invite_without_protected_media_is_refused_and_ends_nothing() -> None:
+@pytest.mark.parametrize(
+    "lie", [(b"RTP/SAVP", b"RTP/AVP"), (b"a=ssrc:", b"a=x-ssrc:"), (b"IN IP4 127.0.0.1", b"IN IP6 ::1")]
+)
+async def test_a_re_invite_that_cannot_be_done_is_refused_and_ends_nothing(lie: tuple[bytes, bytes]) -> None:
     async with town() as here:
-        _, _, mine, his = await two(here)
+        _, bob, mine, his = await two(here)
         assert mine.session is not None
-        body = mine.client.describe(mine.media).encode().replace(b"RTP/SAVP", b"RTP/AVP")
-        request = mine.session.reinvite(body=body, content_type="application/sdp", now=mine.client.stack_time())
+        description = mine.client.describe(mine.media).encode()
+        assert lie[0] in description
+        request = mine.session.reinvite(
+            body=description.replace(*lie), content_type="application/sdp", now=mine.client.stack_time()
+        )
         answer = await mine.client._final(request)
         assert answer is not None and answer.status == 488
         assert not mine.ended.is_set() and not his.ended.is_set()
+        async with mine.floor():
+            await mine.say(DATA / "alice.wav")
+        await bob.until("burst-heard", user=uri("alice"))

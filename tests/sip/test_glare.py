@@ -101,3 +101,37 @@ def test_a_change_that_is_never_answered_is_told_when_the_peer_hangs_up_and_its_
     assert not outcomes(net.alice), "he has been told once"
     assert not net.alice.stack._clients and not net.bob.stack._servers
     assert [m.method for _, m in net.wire if isinstance(m, Request)][-2:] == ["BYE", "ACK"]
+
+
+def update(session: InviteSession, net: Net) -> None:
+    session.send("UPDATE", body=SDP, content_type="application/sdp", now=net.now)
+
+
+def test_offers_in_update_collide_as_those_in_invite_do(net: Net) -> None:
+    """RFC 3311 5.2: 491 to whatever brings an offer while one of ours is out."""
+    mine, theirs = established(net)
+    update(mine, net)
+    update(theirs, net)
+    net.run(8.0)
+    assert outcomes(net.alice) == outcomes(net.bob) == [491] and not net.alice.told(RequestReceived)
+    update(mine, net)
+    change(theirs, net)
+    net.run(8.0)
+    assert outcomes(net.alice) == [491, 491] and outcomes(net.bob) == [491, 200], "the re-INVITE is tried again"
+    update(mine, net)
+    net.run()
+    assert outcomes(net.alice) == [491, 491, 200] and mine.pending_invite is None
+
+
+def test_one_offer_at_a_time_leaves_and_a_refresh_is_none() -> None:
+    """RFC 3311 5.1."""
+    net = Net("udp")
+    mine, theirs = established(net)
+    update(mine, net)
+    for again in (update, change):
+        with pytest.raises(LocalProtocolError, match="under way"):
+            again(mine, net)
+    mine.send("UPDATE", now=net.now)
+    theirs.bye(net.now)
+    net.run(5.0)
+    assert len(net.alice.told(Ended)) == 1 and not net.alice.stack._dialogs

@@ -375,6 +375,8 @@ LONG: dict[str, Callable[[int], bytes]] = {
     "folds": lambda n: _HEAD + b"Via: SIP/2.0/UDP h\r\nSubject: a" + b"\r\n b" * (n // 4) + b"\r\n\r\n",
     "uri parameters": lambda n: _HEAD + b"Via: SIP/2.0/UDP h\r\nContact: <sip:a@b" + b";a=b" * (n // 4) + b">\r\n\r\n",
     "user": lambda n: _HEAD + b"Via: SIP/2.0/UDP h\r\nContact: <sip:" + b"a" * n + b">\r\n\r\n",
+    "telephone number": lambda n: b"OPTIONS tel:+" + b"1-" * (n // 2) + b"x SIP/2.0\r\n" + _HEAD[25:]
+    + b"Via: SIP/2.0/UDP h\r\n\r\n",
     "vias in one line": lambda n: _HEAD + b"Via: " + b"SIP/2.0/UDP h," * (n // 14) + b"SIP/2.0/UDP h\r\n\r\n",
     "request line": lambda n: b"OPTIONS " + b" a" * (n // 2) + b"\r\n" + _HEAD[25:] + b"Via: SIP/2.0/UDP h\r\n\r\n",
     "blank start": lambda n: b"OPTIONS" + b" " * n + b"\r\n" + _HEAD[25:] + b"Via: SIP/2.0/UDP h\r\n\r\n",

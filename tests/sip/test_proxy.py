@@ -487,7 +487,8 @@ def test_a_name_of_ones_own_is_taken_off_the_route() -> None:
     assert not came.headers.route and net.statuses == [200]
 
 
-def test_a_2xx_whose_transaction_is_over_goes_back_all_the_same() -> None:
+def test_a_2xx_whose_transaction_is_over_goes_nowhere() -> None:
+    """RFC 6026 7.3: else anybody could have this proxy write to anybody."""
     net = ProxyNet()
     net.call()
     net.run(1.0)
@@ -497,8 +498,7 @@ def test_a_2xx_whose_transaction_is_over_goes_back_all_the_same() -> None:
     before = len([1 for _, m, to in net.log if to is net.alice])
     net._send(bytes(late), Flow("udp", net.bob.address, net.proxy.address))
     net.run()
-    came = [m for _, m, to in net.log if to is net.alice][before:]
-    assert [m.status for m in came if isinstance(m, Response)] == [200] and len(came[0].headers.via) == 1
+    assert len([1 for _, m, to in net.log if to is net.alice]) == before
 
 
 def test_who_may_is_the_applications_word() -> None:

@@ -57,6 +57,16 @@ def test_a_star_removes_all_and_needs_expires_zero() -> None:
     assert contacts(r, 1.0) == []
 
 
+def test_a_path_is_kept_in_its_order_and_one_that_cannot_be_read_registers_nothing() -> None:
+    """RFC 3327."""
+    r = Registrar()
+    good, bad = request("<sip:a@192.0.2.9>"), request("<sip:a@192.0.2.9>", cseq=2)
+    good.headers.extend([("Path", "<sip:p1;lr>, <sip:p2;lr>"), ("Path", "<sip:p3;lr>")])
+    bad.headers.add("Path", "no route at all")
+    assert r.register(good, PHONE, 0.0).status == 200 and r.register(bad, PHONE, 1.0).status == 400
+    assert [binding.path for binding in r.bindings(AOR, 1.0)] == [("<sip:p1;lr>, <sip:p2;lr>", "<sip:p3;lr>")]
+
+
 def test_a_request_without_contact_asks_what_there_is() -> None:
     r = Registrar()
     r.register(request("<sip:a@192.0.2.9>", expires=60), PHONE, 0.0)

@@ -543,6 +543,24 @@ def test_an_early_update_waits_until_the_first_offer_is_answered(net: Net) -> No
     assert asked == [500, 200]
 
 
+@pytest.mark.parametrize("answered", [False, True])
+def test_an_invitation_expires_unless_it_is_answered(net: Net, answered: bool) -> None:
+    """13.3.1: 487 when its Expires is over; the CANCEL of who sent it may be lost."""
+    def handle(event: object, now: float) -> None:
+        if isinstance(event, InviteReceived):
+            event.session.progress(180, now=now)
+            if answered:
+                event.session.accept(body=SDP, content_type="application/sdp", now=now)
+
+    net.bob.handler = handle
+    mine = call(net, headers=[("Expires", "20")])
+    net.run(19.0)
+    assert not net.bob.told(Cancelled) and not mine.ended
+    net.run(40.0)
+    assert len(net.bob.told(Cancelled)) == (not answered)
+    assert mine.established if answered else net.alice.told(Refused)[0].response.status == 487
+
+
 def test_an_explicit_subscription_is_not_promised() -> None:
     """RFC 7614 4: who requires it wants Refer-Events-At in the answer, which is not given here."""
     net = Net("udp")

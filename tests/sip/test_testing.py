@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from mcptt_sip.call import Call
-from mcptt_sip.errors import CallFailed, RequestTimeout
-from mcptt_sip.incoming import ServerRequest
+from mcptt_sip.endpoint import SipEndpoint
+from mcptt_sip.errors import CallFailed, LocalProtocolError, ParseError, RequestTimeout
+from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.outgoing import Cause
-from mcptt_sip.testing import Network, run
+from mcptt_sip.services import StackSettings
+from mcptt_sip.stack import SipStack
+from mcptt_sip.testing import Network, run, tokens
 
 SDP = b"v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\ns=-\r\nc=IN IP4 192.0.2.1\r\nt=0 0\r\nm=audio 9 RTP/AVP 0\r\n"
 BODY = ("application/sdp", SDP)
@@ -394,3 +397,181 @@ def test_a_call_that_is_over_is_freed_without_the_collector() -> None:
         run(story())
     finally:
         gc.enable()
+
+
+def test_options_in_a_call_say_that_it_stands() -> None:
+    """11.2: in a dialog the answer is the same; SBCs ask so every few seconds, and end a call whose end says 405."""
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org") as bob:
+            @bob.on_call
+            async def take(call: Call) -> None:
+                await call.accept(body=BODY)
+                await call.ended.wait()
+
+            alice.invite(bob, body=SDP)
+            alice.ack(await alice.expect(200))
+            alice.send("OPTIONS")
+            answer = await alice.expect(200)
+            assert "OPTIONS" in answer.headers.allow and answer.headers.cseq.method == "OPTIONS"
+            alice.send("BYE")
+            await alice.expect(200)
+            alice.send("OPTIONS")
+            await alice.expect(481)
+
+    run(story())
+
+
+def test_a_handler_may_answer_and_hang_up_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """15: the BYE waits for the ACK; the handler is over before that, and so may be the user agent."""
+    async def story(close: bool) -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org") as bob:
+            @bob.on_call
+            async def brief(call: Call) -> None:
+                await call.accept(body=BODY)
+                await call.hang_up()
+                await call.hang_up()
+
+            alice.invite(bob, body=SDP)
+            answer = await alice.expect(200)
+            closing = asyncio.ensure_future(bob.close()) if close else None
+            await asyncio.sleep(0.1)
+            alice.ack(answer)
+            alice.respond(await alice.expect("BYE"), 200)
+            if closing is not None:
+                await closing
+
+    for close in (False, True):
+        run(story(close))
+    gc.collect()
+    assert not caplog.records, caplog.text
+
+
+@pytest.mark.parametrize("rings", [False, True])
+def test_hanging_up_twice_is_hanging_up(rings: bool) -> None:
+    async def story() -> None:
+        network = Network()
+        bob = network.peer("sip:bob@example.org")
+        async with network.user_agent("sip:alice@example.org") as alice:
+            call = await alice.dial(bob.contact, body=BODY)
+            invite = await bob.expect("INVITE")
+            if rings:
+                bob.respond(invite, 180)
+                await asyncio.sleep(0.1)
+            await call.hang_up()
+            await call.hang_up()
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("status", "lines"),
+    [
+        (200, [("Content-Type", "multipart/mixed")]), (200, [("Contact", "no address <")]), (302, [("Contact", "<")]),
+        (200, [("Record-Route", "nowhere"), ("Contact", "<sip:bob@192.0.2.9>")]), (200, [("Session-Expires", "soon")]),
+        (200, [("Allow", "a b")]), (422, [("Min-SE", "much")]), (401, [("WWW-Authenticate", "Digest =")]),
+    ],
+)  # fmt: skip
+def test_an_answer_with_a_part_that_cannot_be_read_is_an_answer(status: int, lines: list[tuple[str, str]]) -> None:
+    """Else its caller would wait for ever: the transaction is over, and so nothing else will come."""
+    async def story() -> None:
+        network = Network()
+        bob = network.peer("sip:bob@example.org")
+        async with network.user_agent("sip:alice@example.org", audio=lines[0][0] == "Content-Type") as alice:
+            body = None if alice.audio else BODY
+            calling = asyncio.ensure_future(alice.call(bob.contact, body=body))
+            invite = await bob.expect("INVITE")
+            bob.respond(invite, status, headers=lines, body=b"x", tag="b")
+            await bob.expect("ACK")
+            if status == 200 and not alice.audio:
+                await (await calling).hang_up()
+            else:
+                with pytest.raises(CallFailed):
+                    await calling
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [("Record-Route", "nowhere"), ("Allow", "a b"), ("Min-SE", "much"), ("Supported", "a b"), ("Contact", "<")],
+)  # fmt: skip
+def test_a_call_with_a_part_that_cannot_be_read_is_400_before_anybody_hears_of_it(line: tuple[str, str]) -> None:
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org") as bob:
+            bob.on_call(three_rings)
+            alice.invite(bob, body=SDP, headers=[line])
+            alice.ack(await alice.expect(400))
+            assert not bob.calls
+
+    run(story())
+
+
+def test_a_transfer_waits_for_a_status_and_goes_to_a_uri_only() -> None:
+    async def story() -> None:
+        network = Network()
+        bob = network.peer("sip:bob@example.org")
+        async with network.user_agent("sip:alice@example.org") as alice:
+            calling = asyncio.ensure_future(alice.call(bob.contact, body=BODY))
+            invite = await bob.expect("INVITE")
+            bob.respond(invite, 200, body=SDP, tag="b", headers=[("Content-Type", "application/sdp")])
+            await bob.expect("ACK")
+            call = await calling
+            with pytest.raises(ParseError):
+                await call.transfer("no uri at all")
+            transferring = asyncio.ensure_future(call.transfer("sip:carol@example.org"))
+            bob.respond(await bob.expect("REFER"), 202)
+            bob._dialog = {
+                "call_id": call.id, "local": f"{invite.headers.to};tag=b", "remote": str(invite.headers.from_),
+                "target": str(invite.headers.contact[0].uri),
+            }  # fmt: skip
+            for body in (b"", b"nothing of a status", b"SIP/2.0 100 Trying", b"SIP/2.0 486 Busy Here"):
+                state = "terminated;reason=noresource" if b"486" in body else "active;expires=60"
+                lines = [("Event", "refer"), ("Subscription-State", state), ("Content-Type", "message/sipfrag")]
+                bob.send("NOTIFY", headers=lines, body=body)
+                await bob.expect(200)
+            assert await transferring == 486
+
+    run(story())
+
+
+def test_a_refer_that_cannot_be_read_is_answered_and_leaves_nothing() -> None:
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        async with network.user_agent("sip:bob@example.org", follow_refers="all") as bob:
+            alice.send("REFER", bob, headers=[("Refer-To", "<sip:carol@example.org>"), ("Event", ";")])
+            await alice.expect(400)
+            await asyncio.sleep(60.0)
+            assert not bob.stack._servers
+
+    run(story())
+
+
+def test_a_request_over_which_the_application_raises_is_refused() -> None:
+    async def story() -> None:
+        network = Network()
+        alice = network.peer("sip:alice@example.org")
+        stack = SipStack(StackSettings(), token=tokens(1))
+
+        def handle(event: object, now: float) -> None:
+            if isinstance(event, RequestReceived):
+                _ = event.incoming.request.headers.p_asserted_identity
+                event.incoming.respond(200, now=now)
+                raise LocalProtocolError("what comes after the answer")
+
+        endpoint = SipEndpoint(stack, on_event=handle, clock=network.now, sockets=network.sockets)
+        _, port = await endpoint.listen("udp", "192.0.2.77", 5060)
+        for headers, status in (([("P-Asserted-Identity", "<")], 400), ([], 200)):
+            alice.send("MESSAGE", f"sip:bob@192.0.2.77:{port}", headers=headers)
+            await alice.expect(status)
+        await asyncio.sleep(60.0)
+        assert not stack._servers
+        await endpoint.close()
+
+    run(story())

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mcptt_sip.errors import CallFailed
 from mcptt_sip.transport import TransportSettings
 from tests.sip.telephones import HOST, telephone
 from tests.sip.test_examples import pitch, tone
@@ -124,6 +125,19 @@ async def test_it_refuses_or_rings_as_it_was_told(option: list[str], status: int
             await call.hang_up()
 
 
+async def test_a_code_that_is_none_of_a_refusal_is_an_error_and_answers_nothing() -> None:
+    async with ua("--listen", f"udp:{HOST}:0", "--ring") as phone:
+        (address,) = await phone.ready()
+        async with telephone() as caller:
+            call = await caller.agent.dial(f"sip:x@{HOST}:{port_of(address)}")
+            await asyncio.wait_for(call.ringing.wait(), 5.0)
+            phone.type("reject 200")
+            assert "300" in (await phone.event("error"))["reason"]
+            phone.type("reject 603")
+            with pytest.raises(CallFailed, match="603"):
+                await asyncio.wait_for(call.answered(), 5.0)
+
+
 async def test_a_message_is_printed_and_one_is_sent(tmp_path: Path) -> None:
     async with ua("--listen", f"udp:{HOST}:0") as phone, telephone() as friend:
         (address,) = await phone.ready()
@@ -151,6 +165,32 @@ async def test_once_ends_with_the_first_call_and_a_failure_is_told() -> None:
     async with telephone(reject=486) as busy, ua("--listen", f"udp:{HOST}:0", "--once", "--call", busy.uri) as phone:
         failed = await phone.event("call-failed")
         assert failed["status"] == 486 and await phone.process.wait() == 0
+
+
+@pytest.mark.parametrize("how", ["refused", "cancelled"])
+async def test_once_ends_also_with_a_call_that_was_not_answered(how: str) -> None:
+    option = ["--reject", "486"] if how == "refused" else ["--ring"]
+    async with ua("--listen", f"udp:{HOST}:0", "--once", *option) as phone, telephone() as caller:
+        (address,) = await phone.ready()
+        call = await caller.agent.dial(f"sip:x@{HOST}:{port_of(address)}")
+        if how == "cancelled":
+            await asyncio.wait_for(call.ringing.wait(), 5.0)
+            await call.hang_up()
+        ended = await phone.event("ended")
+        assert ended["cause"] == ("response" if how == "refused" else "cancelled")
+        assert await asyncio.wait_for(phone.process.wait(), 10.0) == 0
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_every_call_has_a_last_event_also_when_the_telephone_is_switched_off(answered: bool) -> None:
+    async with (
+        telephone(ring=not answered) as callee, ua("--listen", f"udp:{HOST}:0", "--call", callee.uri) as phone
+    ):  # fmt: skip
+        await phone.event("answered" if answered else "progress")
+        phone.process.send_signal(signal.SIGINT)
+        last = await phone.event("ended" if answered else "call-failed")
+        assert last["cause" if answered else "reason"] == ("local_bye" if answered else "cancelled")
+        assert await phone.process.wait() == 0
 
 
 @pytest.mark.parametrize(
