@@ -24,13 +24,14 @@ requests it takes (`DigestAuthenticator`), and where they go (`Registrar`).
 from __future__ import annotations
 
 import hashlib
+import hmac
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mcptt_sip.errors import LocalProtocolError, ParseError, SipError
-from mcptt_sip.field_lines import HeaderItems
+from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.flow import Flow
 from mcptt_sip.grammar import format_host
 from mcptt_sip.headers import Via
@@ -63,6 +64,8 @@ class ProxySettings:
     timer_c: float = 181.0
     #: option tags of Proxy-Require that it understands
     understood: frozenset[str] = frozenset()
+    #: makes what a dialog's Route entries bear; one that is kept lets dialogs outlive a restart. None: fresh octets
+    secret: bytes | None = field(default=None, repr=False)
     #: places that one request is sent to at the most
     max_branches: int = 16
 
@@ -298,6 +301,7 @@ class SipProxy(TransactionLayer):
         #: this machine's addresses that peers were seen to use
         self._addresses: set[str] = set()
         self._mark = ""
+        self._secret = self.proxying.secret or b"".join(token() for _ in range(4))
 
     def flow_closed(self, flow: Flow, now: float) -> None:
         """A connection is gone: what waited for an answer over it has failed."""
@@ -368,26 +372,41 @@ class SipProxy(TransactionLayer):
         mark = loop_mark(request)
         if self._acknowledged(request, now) or request.headers.max_forwards == 0 or self._has_been_here(request, mark):
             return
-        self._take_off_own_routes(request)
+        if not self._take_off_own_routes(request) and self.proxying.record_route:
+            return  # of no dialog that has come this way
         ack = _copy(request, Target(str(request.uri)))
         _postprocess(ack)
         self._mark = mark
         self.send_alone(ack, now, flow=None, target=None)
 
     def _take_off_own_routes(self, request: Request) -> bool:
-        """16.4: whether the request came by a Route of this proxy."""
-        headers, found = request.headers, False
+        """16.4: whether the request came by a Route that this proxy has given to its dialog.
+
+        Anybody can make up a Route to this place: who has no right here must not be relayed by it (26.1.1).
+        """
+        headers, found, given = request.headers, False, False
         routes = headers.route
         if routes and isinstance(request.uri, SipUri) and "lr" in request.uri.params and self._is_own(request.uri):
             # a strict router before us put the next hop where the target belongs
+            given = self._is_given(request.uri, headers)
             request.uri = routes.pop().uri
             found = True
         while routes and self._is_own(routes[0].uri):
+            given = given or self._is_given(routes[0].uri, headers)
             routes, found = routes[1:], True
         if found:
             headers.remove("route")
             headers.extend(("Route", str(route)) for route in routes)
-        return found
+        return given
+
+    def _ticket(self, call_id: str, tag: str | None) -> str:
+        """What a dialog's Route entry bears, of the tag of who began it."""
+        return hmac.digest(self._secret, f"{call_id} {tag}".encode(), "sha256")[:10].hex()
+
+    def _is_given(self, uri: object, headers: Headers) -> bool:
+        shown = uri.user if isinstance(uri, SipUri) else None
+        tickets = [self._ticket(headers.call_id, tag) for tag in (headers.from_.tag, headers.to.tag)]
+        return shown is not None and any(hmac.compare_digest(shown.encode(), known.encode()) for known in tickets)
 
     def _is_own(self, uri: object) -> bool:
         return isinstance(uri, SipUri) and self._is_here(uri.host, uri.port)
@@ -442,18 +461,19 @@ class SipProxy(TransactionLayer):
         secure = request.uri.scheme == "sips" or any(
             isinstance(route.uri, SipUri) and route.uri.scheme == "sips" for route in headers.route[:1]
         )
-        ours = list(dict.fromkeys(self._route_to(one, secure) for one in (flow, branch.forwarding.flow)))
+        ticket = self._ticket(headers.call_id, headers.from_.tag)
+        ours = list(dict.fromkeys(self._route_to(one, secure, ticket) for one in (flow, branch.forwarding.flow)))
         headers.extend(("Record-Route", line) for line in (*ours, *others))
         branch.recorded = len(ours)
 
-    def _route_to(self, flow: Flow, secure: bool) -> str:
+    def _route_to(self, flow: Flow, secure: bool, ticket: str) -> str:
         """``secure``: the request is for a SIPS URI, so this has to be one (16.6 step 4), which says TLS by itself."""
         host, port = self._reached_at(flow)
         scheme = "sips" if secure and flow.transport in ("tls", "wss") else "sip"
         kind = {"udp": "", "wss": ";transport=ws", "tls": "" if scheme == "sips" else ";transport=tls"}.get(
             flow.transport, f";transport={flow.transport}"
         )
-        return f"<{scheme}:{format_host(host)}:{port}{kind};lr>"
+        return f"<{scheme}:{ticket}@{format_host(host)}:{port}{kind};lr>"
 
     def _branch(self) -> str:
         mark, self._mark = self._mark, ""

@@ -4,6 +4,7 @@ CANCEL, dialogs that stay on the way, loops, late answers."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,11 @@ def keeping(found: list[Forwarding]) -> Callable[[object, float], None]:
     return handle
 
 
+def place(uri: object) -> str:
+    """A Record-Route entry without what the proxy knows its dialogs by."""
+    return re.sub(r"^(sips?:)[0-9a-f]{20}@", r"\1", str(uri))
+
+
 @pytest.fixture(params=["udp", "tcp"])
 def net(request: pytest.FixtureRequest) -> ProxyNet:
     return ProxyNet(request.param)
@@ -157,7 +163,7 @@ def test_a_call_through_the_proxy_from_invite_to_bye(net: ProxyNet) -> None:
     request = invited.session.request
     assert request.headers.max_forwards == 69 and len(request.headers.via) == 2
     transport = ";transport=tcp" if net.transport == "tcp" else ""
-    assert [str(r.uri) for r in request.headers.record_route] == [f"sip:192.0.2.1:5060{transport};lr"]
+    assert [place(r.uri) for r in request.headers.record_route] == [f"sip:192.0.2.1:5060{transport};lr"]
     assert str(request.headers.contact[0].uri).startswith("sip:alice@"), "the Contact is the caller's own"
     assert str(request.uri) == net.bob.uri and request.body == SDP
     session.send("INFO", now=net.now)
@@ -187,7 +193,7 @@ def test_two_lines_of_record_route_where_the_transport_changes() -> None:
     session = net.call()
     net.run()
     (invited,) = net.bob.told(InviteReceived)
-    routes = [str(r.uri) for r in invited.session.request.headers.record_route]
+    routes = [place(r.uri) for r in invited.session.request.headers.record_route]
     assert routes == ["sip:192.0.2.1:5060;transport=tcp;lr", "sip:192.0.2.1:5060;lr"]
     invited.session.send("INFO", now=net.now)
     session.send("INFO", now=net.now)
@@ -552,3 +558,31 @@ def test_torture_messages_are_forwarded_or_refused_and_end_nothing(case: Path) -
     net.ask()
     net.run()
     assert net.statuses == [200], "the next one is served"
+
+
+@pytest.mark.parametrize("route", ["<sip:192.0.2.1:5060;lr>", "<sip:00112233445566778899@192.0.2.1:5060;lr>"])
+def test_a_to_tag_and_a_route_of_ones_own_making_open_nothing(route: str) -> None:
+    """26.1.1: a request that only looks as if it were in a dialog is decided about like any other."""
+    net = ProxyNet()
+    net.proxy.handler = lambda event, now: (
+        event.forwarding.respond(407, now=now) if isinstance(event, RequestToForward) else None
+    )
+    request = net.alice.stack.compose("MESSAGE", net.bob.uri, from_=f"<{net.alice.uri}>", to=f"<{net.bob.uri}>;tag=1",
+                                      headers=[("Route", route)])  # fmt: skip
+    net.alice.stack.request(request, net.now, flow=Flow("udp", net.alice.address, net.proxy.address))
+    net.run()
+    assert net.statuses == [407] and not net.arrived(net.bob, "MESSAGE")
+
+
+def test_dialogs_outlive_a_restart_when_the_secret_is_kept() -> None:
+    net = ProxyNet(secret=b"kept")
+    session = net.call()
+    net.run()
+    restarted = ProxyEnd(5060, ProxySettings(secret=b"kept"), StackSettings())
+    restarted.handler = net.proxy.handler
+    for transport in ("udp", "tcp"):
+        restarted.stack.add_listener(transport, *restarted.address)
+    net.ends[restarted.address] = net.proxy = restarted
+    session.send("INFO", now=net.now)
+    net.run()
+    assert len(net.arrived(net.bob, "INFO")) == 1 and not net.proxy.told(RequestToForward)

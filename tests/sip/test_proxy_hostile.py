@@ -15,7 +15,7 @@ from mcptt_sip.incoming import RequestReceived
 from mcptt_sip.message import Response
 from mcptt_sip.proxy import Forwarding, RequestToForward, SipProxy, Target
 from mcptt_sip.testing import Network, run, tokens
-from tests.sip.test_proxy import ProxyNet, keeping
+from tests.sip.test_proxy import ProxyNet, keeping, place
 
 
 def text(first: str, *lines: str, method: str = "INVITE") -> bytes:
@@ -94,7 +94,7 @@ def test_the_ack_of_a_2xx_goes_on_also_when_it_has_the_branch_of_its_invite() ->
 
 
 def test_the_ack_for_a_strict_router_is_made_for_it() -> None:
-    net = ProxyNet()
+    net = ProxyNet(record_route=False)
     routes = "Route: <sip:192.0.2.1:5060;lr>, <sip:192.0.2.1:5063>"
     from_alice(net, text(f"ACK {net.bob.uri} SIP/2.0", VIA, routes, method="ACK"))
     net.run(1.0)
@@ -166,7 +166,7 @@ def test_the_way_of_a_sips_call_is_sips() -> None:
     from_alice(net, text("INVITE sips:bob@example.org SIP/2.0", VIA))
     net.run(0.1)
     (came,) = net.arrived(net.bob, "INVITE")
-    assert [str(r.uri) for r in came.headers.record_route] == ["sips:192.0.2.1:5061;lr", "sip:192.0.2.1:5060;lr"]
+    assert [place(r.uri) for r in came.headers.record_route] == ["sips:192.0.2.1:5061;lr", "sip:192.0.2.1:5060;lr"]
 
 
 def test_credentials_that_cannot_be_read_are_refused_and_leave_nothing() -> None:
