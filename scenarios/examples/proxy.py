@@ -56,8 +56,10 @@ class Domain:
             print(f"{aor} is at {[str(b.contact) for b in self.registrar.bindings(str(aor), now)]}", flush=True)
 
     def forward(self, forwarding: Forwarding, now: float) -> None:
-        """To everybody's devices for who comes with his password; to nowhere else: this is no open relay. What comes in a
-        dialog that it let through goes on by itself, by a Route that only this proxy can have given."""
+        """To everybody's devices for who comes with his password; to nowhere else: this is no open relay.
+
+        What comes in a dialog that it let through goes on by itself, by a Route that only this proxy can have given.
+        """
         request = forwarding.request
         verdict, user = self.proxy_digest.check(request, now)
         if verdict is not Verdict.GOOD:
