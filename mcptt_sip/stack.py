@@ -343,13 +343,14 @@ class SipStack(TransactionLayer):
         return None
 
     def _accepts(self, request: Request) -> bool:
+        """Whether the body is of a type and a disposition that are understood, or need not be (20.11)."""
         media = request.headers.content_type
-        if media is None:
+        disposition = (request.headers.get("content-disposition") or "").lower().replace(" ", "")
+        if "handling=optional" in disposition:
+            return media is not None
+        if media is None or disposition.partition(";")[0] not in _DISPOSITIONS:
             return False
-        if any(_covers(range_, media.full) for range_ in self.settings.accept):
-            return True
-        disposition = (request.headers.get("content-disposition") or "").lower()
-        return "handling=optional" in disposition.replace(" ", "")
+        return any(_covers(range_, media.full) for range_ in self.settings.accept)
 
     @staticmethod
     def _can_answer(request: Request) -> bool:
@@ -499,6 +500,9 @@ class SipStack(TransactionLayer):
             ("Supported", ", ".join(settings.supported)),
             ("Allow-Events", ", ".join(settings.allow_events)),
         ]
+
+#: what the body of an INVITE or UPDATE may be for; without a word SDP is the session's
+_DISPOSITIONS = frozenset({"", "session", "render"})
 
 #: option tags that need nothing of the stack: the application's business, or true of every SIP element here
 _ALWAYS = frozenset({"recipient-list-invite", "multiple-refer", "pref", "eventlist", "resource-priority"})

@@ -571,3 +571,20 @@ def test_an_explicit_subscription_is_not_promised() -> None:
     net.run()
     (answer,) = net.alice.told(ResponseReceived)
     assert answer.response.status == 420 and answer.response.headers.unsupported == ["explicitsub"]
+
+
+@pytest.mark.parametrize(
+    ("disposition", "status"),
+    [("session", 200), ("session;handling=required", 200), ("foo", 415), ("foo;handling=required", 415),
+     ("Foo ; handling = optional", 200), ("early-session", 415)],
+)  # fmt: skip
+def test_a_body_for_a_purpose_that_is_not_understood_is_415_unless_it_may_be_left_aside(
+    disposition: str, status: int
+) -> None:
+    """20.11."""
+    net = Net("udp")
+    accepting(net)
+    call(net, headers=[("Content-Disposition", disposition)])
+    net.run()
+    final = [*net.alice.told(Answered), *net.alice.told(Refused)][0].response
+    assert final is not None and final.status == status
