@@ -24,6 +24,7 @@ from mcptt_sip.mcptt.keying import MIKEY, KeyingError, i_message
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.participating import Destination
 from mcptt_sip.mcptt.policy import Policy, warning_text
+from mcptt_sip.mcptt.urgency import declined
 from mcptt_sip.session import InviteSession
 from mcptt_sip.stack import SipStack
 from mikey import MikeyError
@@ -228,12 +229,9 @@ class PrivateCallFunction:
         try:
             contents = read_contents(incoming.request)
             if contents.info.emergency or contents.info.imminent_peril:
-                stated = McpttInfo(
-                    emergency=contents.info.emergency and False, imminent_peril=contents.info.imminent_peril and False
-                )
                 incoming.respond(
-                    403, headers=self._warning(warning_text(100, "no urgent private calls")), body=stated.encode(),
-                    content_type=documents.MCPTT_INFO, now=now,
+                    403, headers=self._warning(warning_text(100, "no urgent private calls")),
+                    body=declined(contents.info).encode(), content_type=documents.MCPTT_INFO, now=now,
                 )
                 return
             theirs = GroupMediaDescription.decode(contents.sdp)

@@ -52,6 +52,11 @@ def change(info: McpttInfo, current: Urgency) -> Urgency | None:
     return None if info.emergency is None and info.imminent_peril is None else current
 
 
+def declined(info: McpttInfo) -> McpttInfo:
+    """What a refusal states: each indication that the request has, as false; none that it has not."""
+    return McpttInfo(emergency=info.emergency and False, imminent_peril=info.imminent_peril and False)
+
+
 def statement(urgency: Urgency, before: Urgency) -> tuple[bool | None, bool | None]:
     """The elements emergency-ind and imminentperil-ind that say so to one who took it for ``before``: what the call is
     no more is stated as false."""
@@ -91,9 +96,7 @@ class UrgencyChanges:
         by = leg.user if leg.user in call.declared_by else next(iter(sorted(call.declared_by)), "")
         decision = self._policy().may_change_urgency(leg.user, by, call.urgency, wanted)
         if not decision.allowed:
-            emergency, peril = info.emergency and False, info.imminent_peril and False
-            stated = McpttInfo(emergency=emergency, imminent_peril=peril)
-            raise Refusal(decision.status, decision.warning_text, decision.because, info=stated)
+            raise Refusal(decision.status, decision.warning_text, decision.because, info=declined(info))
         return wanted
 
     def take(self, leg: Leg, urgency: Urgency, now: float) -> None:

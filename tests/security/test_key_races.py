@@ -19,7 +19,7 @@ from mcptt_sip.mcptt.initiated import InitiatedRegroup
 from mcptt_sip.mcptt.invitation import Invitation
 from mcptt_sip.trace import Direction, MessageRecord
 from mikey import OpenedKey
-from tests.security.town import PATIENCE, town, uri
+from tests.security.town import PATIENCE, Town, Townsman, town, uri
 
 pytestmark = pytest.mark.network
 
@@ -226,19 +226,28 @@ async def test_an_invitation_that_nobody_answers_does_not_ring_for_ever() -> Non
         assert failed.value.status == 480 and len(rung) == 1
 
 
+async def removed_while_asked(
+    here: Town,
+) -> tuple[Townsman, InitiatedRegroup, asyncio.Queue[Invitation], Invitation]:
+    """In alice's call with carol, bob was added and removed before he answered: he, the call, his invitations to
+    come, and the one that he still holds."""
+    alice = await here.phone("alice", Caller, call=CallSettings(add_timeout=1.0, resend_after=0.3))
+    bob = await here.phone("bob")
+    await here.phone("carol")
+    asked: asyncio.Queue[Invitation] = asyncio.Queue()
+    bob.client.on_regroup(asked.put)
+    call = await alice.client.start_regroup(uri("carol"))
+    adding = asyncio.ensure_future(call.add(uri("bob")))
+    first = await asyncio.wait_for(asked.get(), PATIENCE)
+    await call.remove(uri("bob"))  # its CANCEL is as good as lost on a phone that has not looked at it yet
+    with pytest.raises(AddFailed):
+        await adding
+    return bob, call, asked, first
+
+
 async def test_rule_21_of_two_invitations_that_come_at_once_the_later_one_is_the_call() -> None:
     async with town() as here:
-        alice = await here.phone("alice", Caller, call=CallSettings(add_timeout=1.0, resend_after=0.3))
-        bob = await here.phone("bob")
-        await here.phone("carol")
-        asked: asyncio.Queue[Invitation] = asyncio.Queue()
-        bob.client.on_regroup(asked.put)
-        call = await alice.client.start_regroup(uri("carol"))
-        first_try = asyncio.ensure_future(call.add(uri("bob")))
-        first = await asyncio.wait_for(asked.get(), PATIENCE)
-        await call.remove(uri("bob"))  # its CANCEL is as good as lost on a phone that has not looked at it yet
-        with pytest.raises(AddFailed):
-            await first_try
+        bob, call, asked, first = await removed_while_asked(here)
         adding = asyncio.ensure_future(call.add(uri("bob")))
         second = await asyncio.wait_for(asked.get(), PATIENCE)
         with pytest.raises(SipError):
@@ -254,17 +263,7 @@ async def test_rule_21_of_two_invitations_that_come_at_once_the_later_one_is_the
 async def test_rule_14_an_older_invitation_that_comes_last_does_not_take_the_newer_ones_place() -> None:
     """Overtaken on its way, or answered late by its user: the signer's T says which of the two he means."""
     async with town() as here:
-        alice = await here.phone("alice", Caller, call=CallSettings(add_timeout=1.0, resend_after=0.3))
-        bob = await here.phone("bob")
-        await here.phone("carol")
-        asked: asyncio.Queue[Invitation] = asyncio.Queue()
-        bob.client.on_regroup(asked.put)
-        call = await alice.client.start_regroup(uri("carol"))
-        first_try = asyncio.ensure_future(call.add(uri("bob")))
-        first = await asyncio.wait_for(asked.get(), PATIENCE)
-        await call.remove(uri("bob"))
-        with pytest.raises(AddFailed):
-            await first_try
+        bob, call, asked, first = await removed_while_asked(here)
         adding = asyncio.ensure_future(call.add(uri("bob")))
         second = await asyncio.wait_for(asked.get(), PATIENCE)
         joined = await second.accept()
@@ -278,17 +277,7 @@ async def test_rule_14_an_older_invitation_that_comes_last_does_not_take_the_new
 async def test_rule_14_an_older_invitation_brings_nobody_back_to_a_key_that_was_replaced() -> None:
     """The call of the later invitation may be over: its T is remembered."""
     async with town() as here:
-        alice = await here.phone("alice", Caller, call=CallSettings(add_timeout=1.0, resend_after=0.3))
-        bob = await here.phone("bob")
-        await here.phone("carol")
-        asked: asyncio.Queue[Invitation] = asyncio.Queue()
-        bob.client.on_regroup(asked.put)
-        call = await alice.client.start_regroup(uri("carol"))
-        first_try = asyncio.ensure_future(call.add(uri("bob")))
-        first = await asyncio.wait_for(asked.get(), PATIENCE)
-        await call.remove(uri("bob"))
-        with pytest.raises(AddFailed):
-            await first_try
+        bob, call, asked, first = await removed_while_asked(here)
         adding = asyncio.ensure_future(call.add(uri("bob")))
         joined = await (await asyncio.wait_for(asked.get(), PATIENCE)).accept()
         await adding
