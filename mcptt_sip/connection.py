@@ -59,6 +59,14 @@ class Owner(Protocol):
         """The framing is lost."""
         ...
 
+    def hold(self) -> None:
+        """Messages follow that came together: what is sent meanwhile waits for `release`."""
+        ...
+
+    def release(self) -> None:
+        """That was all of them."""
+        ...
+
 
 class Connection(Protocol):
     """One connection, whoever opened it. `name` is what the peer's certificate was checked for."""
@@ -80,8 +88,8 @@ class Connection(Protocol):
         """Octets that wait to be taken by the peer."""
         ...
 
-    def write(self, data: bytes) -> None:
-        """Queue one whole message."""
+    def write(self, *messages: bytes) -> None:
+        """Queue whole messages."""
         ...
 
     def ping(self) -> None:
@@ -154,20 +162,26 @@ class StreamConnection(asyncio.Protocol):
     def _take(self) -> None:
         """Some of what has come; the others have their turn before the rest."""
         assert self.flow is not None and self.socket is not None
-        self._taking = False
-        for _ in range(min(len(self._items), self._owner.at_once)):
-            item = self._items.popleft()
-            if isinstance(item, ParseError):
-                log.info("flow=%s closed: %s", self.flow, item)
-                self._owner.broken(item, self)
-                self._linger()
-                break
-            if isinstance(item, KeepAlive):
-                if item is KeepAlive.PING:
-                    self.pinged = True
-                    self.socket.write(PONG)
-            else:
-                self._owner.message(item, self)
+        self._taking = lost = False
+        self._owner.hold()
+        try:
+            for _ in range(min(len(self._items), self._owner.at_once)):
+                item = self._items.popleft()
+                if isinstance(item, ParseError):
+                    log.info("flow=%s closed: %s", self.flow, item)
+                    self._owner.broken(item, self)
+                    lost = True
+                    break
+                if isinstance(item, KeepAlive):
+                    if item is KeepAlive.PING:
+                        self.pinged = True
+                        self.socket.write(PONG)
+                else:
+                    self._owner.message(item, self)
+        finally:
+            self._owner.release()
+        if lost:
+            self._linger()
         if self._items:
             self._taking = True
             self._owner.loop.call_soon(self._take)
@@ -196,9 +210,9 @@ class StreamConnection(asyncio.Protocol):
     def unsent(self) -> int:
         return 0 if self.socket is None else self.socket.get_write_buffer_size()
 
-    def write(self, data: bytes) -> None:
+    def write(self, *messages: bytes) -> None:
         assert self.socket is not None
-        self.socket.write(data)
+        self.socket.write(messages[0] if len(messages) == 1 else b"".join(messages))
 
     def ping(self) -> None:
         self.write(PING)

@@ -110,16 +110,20 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """One datagram, and what waits behind it: asyncio would go round its whole loop for each."""
-        self._take(data, addr)
-        for _ in range(self._owner.at_once - 1):
-            try:
-                data, addr = self._same.recvfrom(_MAX_DATAGRAM)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self.error_received(error)
-                return
+        self._owner.hold()
+        try:
             self._take(data, addr)
+            for _ in range(self._owner.at_once - 1):
+                try:
+                    data, addr = self._same.recvfrom(_MAX_DATAGRAM)
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    self.error_received(error)
+                    return
+                self._take(data, addr)
+        finally:
+            self._owner.release()
 
     def _take(self, data: bytes, addr: tuple[str, int]) -> None:
         local = self._owner.local_address(self.local, addr[0])
@@ -154,6 +158,9 @@ class Transport:
         self._numbers = itertools.count(1)
         self._ticker: asyncio.TimerHandle | None = None
         self._closed = False
+        self._holding = False
+        self._held_datagrams: list[tuple[asyncio.DatagramTransport, bytes, Address]] = []
+        self._held_messages: dict[Connection, list[bytes]] = {}
         self._default_context: ssl.SSLContext | None = None
 
     @property
@@ -309,17 +316,44 @@ class Transport:
             protocol = self._datagrams.get(flow.local) or self._wildcard(flow.local)
             if protocol is None or protocol.socket is None:
                 return False
-            protocol.socket.sendto(data, flow.remote)
+            if self._holding:
+                self._held_datagrams.append((protocol.socket, data, flow.remote))
+            else:
+                protocol.socket.sendto(data, flow.remote)
             return True
         connection = self._connections.get(flow)
         if connection is None or connection.closing:
             return False
-        connection.write(data)
+        if self._holding:
+            self._held_messages.setdefault(connection, []).append(data)
+        else:
+            self._write(connection, data)
+        return True
+
+    def hold(self) -> None:
+        """What is sent from now on waits for `release`. The answers to messages that came together leave together:
+        a peer who sleeps is woken once, which costs more than the rest of sending, and a connection is written once."""
+        self._holding = True
+
+    def release(self) -> None:
+        """Sends what `hold` kept, in order."""
+        self._holding = False
+        if self._held_datagrams:
+            datagrams, self._held_datagrams = self._held_datagrams, []
+            for endpoint, data, remote in datagrams:
+                endpoint.sendto(data, remote)
+        if self._held_messages:
+            messages, self._held_messages = self._held_messages, {}
+            for connection, written in messages.items():
+                if not connection.closing:
+                    self._write(connection, *written)
+
+    def _write(self, connection: Connection, *messages: bytes) -> None:
+        connection.write(*messages)
         if connection.unsent > self.settings.max_unsent:
-            log.info("flow=%s closed: the peer does not read", flow)
+            log.info("flow=%s closed: the peer does not read", connection.flow)
             self.counters["unread"] += 1
             connection.abort()
-        return True
 
     def _wildcard(self, local: Address) -> _Datagrams | None:
         """The socket that is bound to every address on this port."""

@@ -59,9 +59,9 @@ class WebSocketConnection:
     def unsent(self) -> int:
         return self._queued
 
-    def write(self, data: bytes) -> None:
-        self._queue.append(data)
-        self._queued += len(data)
+    def write(self, *messages: bytes) -> None:
+        self._queue.extend(messages)
+        self._queued += sum(map(len, messages))
         self._wake.set()
 
     def ping(self) -> None:

@@ -297,6 +297,49 @@ async def test_datagrams_that_wait_are_all_heard_in_their_order_however_many_are
         assert [octets for octets, _ in there.heard] == sent
 
 
+async def test_answers_to_what_came_together_leave_in_order_and_before_the_connection_ends() -> None:
+    async with end() as (server, there):
+
+        def answer(data: bytes, flow: Flow) -> None:
+            assert server.send(b"answer to " + data[:9], flow)
+
+        def refuse(error: ParseError, flow: Flow) -> None:
+            assert server.send(b"not SIP", flow)
+
+        there.received, there.broken = answer, refuse  # type: ignore[method-assign]
+        port = (await server.listen("tcp", "127.0.0.1", 0))[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(OPTIONS + OPTIONS.replace(b"OPTIONS", b"MESSAGE") + b"\r\n\r\n" + b"BAD " * 30_000)
+        async with asyncio.timeout(5.0):
+            heard = await reader.read()
+        assert heard.replace(b"\r\n", b"") == b"answer to OPTIONS sanswer to MESSAGE snot SIP"
+        assert heard.count(b"\r\n") == 1  # the keep-alive's answer
+        writer.close()
+
+
+async def test_a_fault_over_one_of_several_messages_keeps_nobody_from_the_answers_to_the_others() -> None:
+    async with end() as (server, there):
+
+        def answer(data: bytes, flow: Flow) -> None:
+            server.send(b"answer", flow)
+            if data.startswith(b"MESSAGE"):
+                raise RuntimeError("of the application")
+
+        there.received = answer  # type: ignore[method-assign]
+        faults: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
+        port = (await server.listen("udp", "127.0.0.1", 0))[1]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.setblocking(False)
+            peer.connect(("127.0.0.1", port))
+            async with asyncio.timeout(5.0):
+                for octets in (OPTIONS, OPTIONS.replace(b"OPTIONS", b"MESSAGE"), OPTIONS):
+                    peer.send(octets)
+                for _ in range(3):
+                    assert await asyncio.get_running_loop().sock_recv(peer, 10) == b"answer"
+        assert len(faults) == 1
+
+
 # --- limits
 
 
