@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, KeysView
 from typing import TypeVar
 
 from mcptt_sip.errors import LocalProtocolError, ParseError
@@ -42,10 +42,10 @@ _SPELLINGS = (
     "Proxy-Authenticate RSeq RAck Session-Expires Min-SE Subscription-State Refer-To Referred-By Subject "
     "Accept-Contact P-Preferred-Service P-Asserted-Identity P-Preferred-Identity Resource-Priority Warning Path "
     "Service-Route Content-Disposition Recv-Info Info-Package Target-Dialog Refer-Sub Answer-Mode Reason "
-    "Allow-Events Min-Expires Unsupported Retry-After v f t i m c l k s o r b e x u a via from to"
+    "Allow-Events Min-Expires Unsupported Retry-After v f t i m c l k s o r b e x u a"
 )
 #: usual spellings of header names, and what they are looked up by
-_KEYS = {name: canonical(name) for name in _SPELLINGS.split(" ")}
+_KEYS = {name: canonical(spelled) for spelled in _SPELLINGS.split(" ") for name in (spelled, spelled.lower())}
 
 _ANSWERED = ("from", "to", "call-id", "cseq")
 #: headers of one value
@@ -67,7 +67,8 @@ class Headers:
 
     def __init__(self, pairs: HeaderItems = ()) -> None:
         self._lines: list[_Line] = []
-        self._fields: dict[str, list[_Line]] = {}  # the same lines by their key
+        # the same lines by their key; copies share these lists, so a change makes a new one
+        self._fields: dict[str, list[_Line]] = {}
         self._typed: dict[str, object] = {}
         if pairs:
             self.extend(pairs)
@@ -119,7 +120,9 @@ class Headers:
                 # left out, so that no answer repeats what a careless peer would read as two lines
                 fault = fault or ("a bare CR or LF in a header", at)
             else:
-                self._append((canonical(name), name, value, raw))
+                line = (canonical(name), name, value, raw)
+                self._lines.append(line)
+                self._fields.setdefault(line[0], []).append(line)  # nobody shares it yet
             at += len(raw) + 2
         return self, fault
 
@@ -127,8 +130,8 @@ class Headers:
 
     def get(self, name: str) -> str | None:
         """The value of the first line of this name, unfolded; ``None`` when absent."""
-        found = self._fields.get(name) or self._fields.get(canonical(name))
-        return found[0][2] if found else None
+        found = self._fields.get(_KEYS.get(name) or canonical(name))
+        return None if found is None else found[0][2]
 
     def get_all(self, name: str) -> list[str]:
         """The value of each line of this name."""
@@ -142,12 +145,17 @@ class Headers:
         """How many lines have this name (canonical, lower case)."""
         return len(self._fields.get(name, ()))
 
+    @property
+    def names(self) -> KeysView[str]:
+        """The names that stand here, in lower case and written out."""
+        return self._fields.keys()
+
     def items(self) -> Iterator[tuple[str, str]]:
         """(name as written, unfolded value) of each line in order."""
         return ((name, value) for _, name, value, _ in self._lines)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name in self._fields or canonical(name) in self._fields)
+        return isinstance(name, str) and (_KEYS.get(name) or canonical(name)) in self._fields
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -167,7 +175,7 @@ class Headers:
         """Put a line before all others: a Via, a Route."""
         line = _line(name, value)
         self._lines.insert(0, line)
-        self._fields.setdefault(line[0], []).insert(0, line)
+        self._fields[line[0]] = [line, *self._fields.get(line[0], ())]
         self._typed.pop(line[0], None)
 
     def set(self, name: str, value: object) -> None:
@@ -179,8 +187,9 @@ class Headers:
             return
         self.replace_first(name, value)
         if len(known) > 1:
-            self._lines = [line for line in self._lines if line[0] != key or line is known[0]]
-            del known[1:]
+            first = self._fields[key][0]
+            self._lines = [line for line in self._lines if line[0] != key or line is first]
+            self._fields[key] = [first]
 
     def replace_first(self, name: str, value: object) -> None:
         """Change the first line of this name only (the top Via); where there is none, it comes before all others."""
@@ -190,7 +199,7 @@ class Headers:
             self.add_first(name, value)
             return
         self._lines[self._lines.index(known[0])] = line
-        known[0] = line
+        self._fields[line[0]] = [line, *known[1:]]
         self._typed.pop(line[0], None)
 
     def remove(self, name: str) -> None:
@@ -207,9 +216,11 @@ class Headers:
 
     def copy_from(self, other: Headers, name: str) -> None:
         """Append the lines of this name (canonical) of `other` in their raw form."""
-        for line in other._fields.get(name, ()):
-            self._append(line)
-        self._typed.pop(name, None)
+        lines = other._fields.get(name)
+        if lines is not None:
+            self._lines += lines
+            self._fields[name] = [*self._fields[name], *lines] if name in self._fields else lines
+            self._typed.pop(name, None)
 
     @classmethod
     def answering(cls, other: Headers, to: str | None = None) -> Headers:
@@ -219,20 +230,25 @@ class Headers:
         fields = other._fields
         vias = fields.get("via")
         if vias is not None:
-            made._fields["via"] = list(vias)
+            made._fields["via"] = vias
             made._lines += vias
         for name in _ANSWERED:
-            if name in fields:
-                first = fields[name][0] if name != "to" or to is None else _line("To", to)
-                made._fields[name] = [first]
-                made._lines.append(first)
+            lines = fields.get(name)
+            if lines is None:
+                continue
+            if name == "to" and to is not None:
+                lines = [_line("To", to)]
+            elif len(lines) > 1:
+                lines = lines[:1]
+            made._fields[name] = lines
+            made._lines += lines
         return made
 
     def copy(self) -> Headers:
         """An independent copy."""
         made = Headers()
         made._lines = list(self._lines)
-        made._fields = {key: list(lines) for key, lines in self._fields.items()}
+        made._fields = dict(self._fields)
         made._typed = dict(self._typed)
         return made
 
@@ -241,16 +257,14 @@ class Headers:
         for key, lines in others._fields.items():
             if key not in self._fields:
                 self._lines += lines
-                self._fields[key] = list(lines)
+                self._fields[key] = lines
                 self._typed.pop(key, None)
 
     def _append(self, line: _Line) -> None:
         self._lines.append(line)
         key = line[0]
-        if key in self._fields:
-            self._fields[key].append(line)
-        else:
-            self._fields[key] = [line]
+        known = self._fields.get(key)
+        self._fields[key] = [line] if known is None else [*known, line]
 
     def encode(self, start_line: str, body: bytes) -> bytes:
         """The whole message. Content-Length is put right."""

@@ -8,11 +8,15 @@ octet for octet. All scanning is linear in the length of the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, wraps
+from typing import TypeVar
 
 from mcptt_sip.errors import ParseError
 
-__all__ = ["TOKEN", "Params", "format_host", "is_token", "quote", "split_list", "unquote"]
+__all__ = ["TOKEN", "Params", "format_host", "is_token", "kept", "quote", "split_list", "unquote"]
+
+T = TypeVar("T")
 
 #: token = 1*(alphanum / "-" / "." / "!" / "%" / "*" / "_" / "+" / "`" / "'" / "~")
 TOKEN = r"[A-Za-z0-9\-.!%*_+`'~]+"  # noqa: S105
@@ -25,6 +29,22 @@ _quoted = re.compile(QUOTED)
 _param = re.compile(rf"[ \t]*;[ \t]*({TOKEN})(?:[ \t]*=[ \t]*({QUOTED}|[^\x00-\x20;,\"<>\x7f]+))?[ \t]*").match
 _list_part = re.compile(rf'(?:{QUOTED}|<[^>"]*(?:"[^"]*"[^>"]*)*>|[^,"<]+)*')
 _quoted_pair = re.compile(r"\\(.)", re.DOTALL)
+
+
+#: the same few values stand in message after message: so many of a kind are kept parsed, each of at most so many
+#: characters
+_KEPT, _KEPT_LENGTH = 4096, 256
+
+
+def kept(read: Callable[[str], T]) -> Callable[[str], T]:
+    """`read`, which gives the same for the same text and never what can be changed, with its last results kept."""
+    remembering = lru_cache(_KEPT)(read)
+
+    @wraps(read)
+    def of(text: str) -> T:
+        return remembering(text) if len(text) <= _KEPT_LENGTH else read(text)
+
+    return of
 
 
 def is_token(text: str) -> bool:

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from mcptt_sip.errors import ParseError
-from mcptt_sip.grammar import QUOTED, TOKEN, Params, format_host, is_token, quote, unquote
+from mcptt_sip.grammar import QUOTED, TOKEN, Params, format_host, is_token, kept, quote, unquote
 from mcptt_sip.uri import HOST_PORT, SipUri, Uri, host_and_port, parse_uri
 
 __all__ = [
@@ -70,7 +69,7 @@ _name_addr = re.compile(
 _addr_spec = re.compile(r"[ \t]*(?P<uri>[^<>\s;,\"?]+)[ \t]*").match
 _via = re.compile(
     rf"[ \t]*{TOKEN}[ \t]*/[ \t]*({TOKEN})[ \t]*/[ \t]*({TOKEN})[ \t]+{HOST_PORT}[ \t]*"
-).match
+).fullmatch
 _cseq = re.compile(rf"[ \t]*([0-9]{{1,20}})[ \t]+({TOKEN})[ \t]*").fullmatch
 _rack = re.compile(rf"[ \t]*([0-9]{{1,20}})[ \t]+([0-9]{{1,20}})[ \t]+({TOKEN})[ \t]*").fullmatch
 _media = re.compile(rf"[ \t]*({TOKEN})[ \t]*/[ \t]*({TOKEN})[ \t]*").match
@@ -106,12 +105,17 @@ class NameAddr:
     display: str | None = None
     params: Params = _EMPTY
     _raw: str | None = field(default=None, repr=False, compare=False)
+    #: the ``tag`` parameter of From and To
+    tag: str | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tag", self.params.get("tag"))  # looked at many times for each message
 
     @classmethod
     def parse(cls, text: str) -> NameAddr:
         """Parse one name-addr or addr-spec with its parameters (RFC 3261 20.10: without ``<>`` they are the
         header's, and ``?`` is an error)."""
-        return _kept_name_addr(text) if len(text) <= _KEPT_LENGTH else _read_name_addr(text)
+        return _name_addr_of(text)
 
     @classmethod
     def of(cls, value: NameAddr | Uri | str) -> NameAddr:
@@ -119,11 +123,6 @@ class NameAddr:
         if isinstance(value, NameAddr):
             return value
         return cls.parse(value) if isinstance(value, str) else cls(value)
-
-    @property
-    def tag(self) -> str | None:
-        """The ``tag`` parameter of From and To."""
-        return self.params.get("tag")
 
     def with_param(self, name: str, value: str | None = None) -> NameAddr:
         """A copy with this parameter (raw value) set."""
@@ -140,12 +139,8 @@ class NameAddr:
         return f"{display}<{self.uri}>{self.params}"
 
 
-#: the same addresses stand in every message of a dialog, and in many calls of a user: so many are kept parsed, each of
-#: at most so many characters
-_KEPT_ADDRESSES, _KEPT_LENGTH = 4096, 256
-
-
-def _read_name_addr(text: str) -> NameAddr:
+@kept
+def _name_addr_of(text: str) -> NameAddr:
     match = _name_addr(text)
     if match is not None:
         quoted, words, uri = match.groups()
@@ -159,9 +154,6 @@ def _read_name_addr(text: str) -> NameAddr:
     return NameAddr(parse_uri(uri), display, Params.parse(text, end) if end < len(text) else _EMPTY, text)
 
 
-_kept_name_addr = lru_cache(_KEPT_ADDRESSES)(_read_name_addr)
-
-
 @dataclass(frozen=True, slots=True)
 class Via:
     """One Via value (RFC 3261 20.42, 3581). `transport` in upper case; `host` without brackets."""
@@ -171,22 +163,20 @@ class Via:
     port: int | None = None
     params: Params = _EMPTY
     version: str = "2.0"
+    #: the transaction identifier; ``None`` from RFC 2543 peers
+    branch: str | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "branch", self.params.get("branch"))
 
     @classmethod
     def parse(cls, text: str) -> Via:
         """Parse ``SIP/2.0/UDP host:port;params``."""
-        match = _via(text)
-        if match is None:
-            raise ParseError("not a Via")
-        version, transport, sent_by, port = match.groups()
-        host, number = host_and_port(sent_by, port)
-        end = match.end()
-        return cls(transport.upper(), host, number, Params.parse(text, end) if end < len(text) else _EMPTY, version)
-
-    @property
-    def branch(self) -> str | None:
-        """The transaction identifier; ``None`` from RFC 2543 peers."""
-        return self.params.get("branch")
+        end = text.find(";")
+        if end < 0:
+            return cls(*_sent_by_of(text))
+        transport, host, port, _, version = _sent_by_of(text[:end])
+        return cls(transport, host, port, Params.parse(text, end), version)
 
     @property
     def received(self) -> str | None:
@@ -207,6 +197,16 @@ class Via:
     def __str__(self) -> str:
         port = "" if self.port is None else f":{self.port}"
         return f"SIP/{self.version}/{self.transport} {format_host(self.host)}{port}{self.params}"
+
+
+@kept
+def _sent_by_of(text: str) -> tuple[str, str, int | None, Params, str]:
+    """What a Via says before its parameters, as the fields of one without any."""
+    match = _via(text)
+    if match is None:
+        raise ParseError("not a Via")
+    version, transport, sent_by, port = match.groups()
+    return transport.upper(), *host_and_port(sent_by, port), _EMPTY, version
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +262,7 @@ class MediaType:
     @classmethod
     def parse(cls, text: str) -> MediaType:
         """Parse ``type/subtype;params``."""
-        match = _media(text)
-        if match is None:
-            raise ParseError("not a media type")
-        params = Params.parse(text, match.end()) if match.end() < len(text) else _EMPTY
-        return cls(f"{match[1]}/{match[2]}".lower(), params, text)
+        return _media_type_of(text)
 
     def accepts(self, other: str) -> bool:
         """Whether this range (``*/*``, ``multipart/*``, ``application/sdp``) covers the type `other`."""
@@ -276,6 +272,15 @@ class MediaType:
 
     def __str__(self) -> str:
         return self._raw if self._raw is not None else f"{self.full}{self.params}"
+
+
+@kept
+def _media_type_of(text: str) -> MediaType:
+    match = _media(text)
+    if match is None:
+        raise ParseError("not a media type")
+    params = Params.parse(text, match.end()) if match.end() < len(text) else _EMPTY
+    return MediaType(f"{match[1]}/{match[2]}".lower(), params, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,11 +516,12 @@ class AcceptContact:
         return f"*{self.params}"
 
 
-def parse_options(text: str) -> list[str]:
+@kept
+def parse_options(text: str) -> tuple[str, ...]:
     """Option tags or methods: tokens between commas; an empty header has none (RFC 3261 20.37)."""
     if not text.strip():
-        return []
-    tags = [part.strip() for part in text.split(",")]
+        return ()
+    tags = tuple(part.strip() for part in text.split(","))
     if not is_token("".join(tags)) or "" in tags:
         wrong = next(tag for tag in tags if not is_token(tag))
         raise ParseError(f"{wrong[:40]!r} is not a token")

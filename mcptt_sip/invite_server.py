@@ -184,10 +184,8 @@ class ServerSession(InviteSession):
             status, reason, headers=headers, body=body, content_type=content_type, to_tag=self.local_tag
         )
         given = response.headers
-        if "contact" not in given:
-            given.add("Contact", self._services.contact(self._transaction.flow))
         given.copy_from(self.request.headers, "record-route")
-        given.add_missing(self._services.capabilities)
+        given.add_missing(self._services.introduction(self._transaction.flow))
         return response
 
     def _progress(self, said: tuple[Response, bool], now: float) -> None:

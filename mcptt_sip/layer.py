@@ -31,7 +31,6 @@ from mcptt_sip.transaction import (
     ServerKey,
     State,
     TimedOut,
-    TransportFailed,
     client_key,
     server_key,
 )
@@ -151,15 +150,11 @@ class TransactionLayer:
     def __init__(self, settings: StackSettings, token: Callable[[], bytes]) -> None:
         self.settings = settings
         self.token = token
-        self.capabilities = Headers(
-            [("Allow", ", ".join(settings.allow)), ("Supported", ", ".join(settings.supported))]
-        )
-        if settings.user_agent:
-            self.capabilities.add("Server", settings.user_agent)
         self._clients: dict[tuple[str, str], ClientRecord] = {}
         self._servers: dict[ServerKey, ServerRecord] = {}
         self._merges: dict[tuple[str, str, int, str], ServerRecord] = {}
         self._listeners: dict[str, list[tuple[str, int]]] = {}
+        self._introductions: dict[tuple[str, tuple[str, int]], Headers] = {}  # for each of the listeners
         self._out: list[Outgoing] = []
         self._events: list[object] = []
         self._deadlines = Deadlines()
@@ -175,6 +170,7 @@ class TransactionLayer:
     def add_listener(self, transport: str, host: str, port: int) -> None:
         """An address that peers can reach us at; stands in Via and Contact."""
         self._listeners.setdefault(transport, []).append((host, port))
+        self._introductions.clear()
 
     def _reached_at(self, flow: Flow) -> tuple[str, int]:
         """Where a peer on `flow` reaches us later: the listener of the flow, else one of its transport and family,
@@ -283,6 +279,25 @@ class TransactionLayer:
             f";{name}" + ("" if value is None else f"={value}") for name, value in self.settings.contact_params
         )
         return f"<{uri}>{params}"
+
+    def introduction(self, flow: Flow) -> Headers:
+        """See `mcptt_sip.services.Services`."""
+        here = flow.transport, flow.local
+        made = self._introductions.get(here)
+        if made is None:
+            settings = self.settings
+            made = Headers(
+                [
+                    ("Contact", self.contact(flow)),
+                    ("Allow", ", ".join(settings.allow)),
+                    ("Supported", ", ".join(settings.supported)),
+                ]
+            )
+            if settings.user_agent:
+                made.add("Server", settings.user_agent)
+            if flow.local in self._listeners.get(flow.transport, ()):  # other addresses come and go
+                self._introductions[here] = made
+        return made
 
     def start(
         self, request: Request, user: TransactionUser, now: float, *, flow: Flow | None, target: str | None,
@@ -454,14 +469,14 @@ class TransactionLayer:
                 return Outgoing(response, record.way, transaction=record, is_request=False)
 
             record.machine = InviteServerTransaction(trying, reliable=flow.reliable, now=now, timers=timers)
-        else:
+            self.watch(record)
+        else:  # its time begins with its answer
             record.machine = NonInviteServerTransaction(reliable=flow.reliable, timers=timers)
         self._servers[key] = record
         headers = request.headers
         if to_tag is None and request.method != "CANCEL":
             record.merge = (headers.call_id, headers.from_.tag or "", headers.cseq.number, request.method)
             self._merges.setdefault(record.merge, record)
-        self.watch(record)
         return record
 
     def _answer_alone(
@@ -487,17 +502,20 @@ class TransactionLayer:
         """Carries out what a machine says, until it says nothing more."""
         while events := record.machine.events():
             for event in events:
-                match event:
-                    case Send(message):
-                        self._put(record, message)
-                    case Pass(response) if isinstance(record, ClientRecord):
-                        assert flow is not None or record.flow is not None
-                        record.user.on_response(record, response, flow or record.flow, now)  # type: ignore[arg-type]
-                    case TimedOut() | TransportFailed():
-                        cause = Cause.TIMEOUT if isinstance(event, TimedOut) else Cause.TRANSPORT
-                        self._failed(record, cause, now)
-        if record.machine.terminated:
+                if isinstance(event, Send):  # for each message: a match statement costs twice as much
+                    self._put(record, event.message)
+                elif isinstance(event, Pass):
+                    assert isinstance(record, ClientRecord)
+                    assert flow is not None or record.flow is not None
+                    record.user.on_response(record, event.message, flow or record.flow, now)  # type: ignore[arg-type]
+                else:
+                    cause = Cause.TIMEOUT if isinstance(event, TimedOut) else Cause.TRANSPORT
+                    self._failed(record, cause, now)
+        machine = record.machine
+        if machine.terminated:
             self._forget(record)
+        elif machine.resting:
+            self._deadlines.watch_last(record)
         else:
             self.watch(record)
 

@@ -208,24 +208,20 @@ def parse(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Request | Response:
         body_at = end + 4
     head = data[start:end].decode("utf-8", "surrogateescape")
     first, _, rest = head.partition("\r\n")
+    headers, header_fault = Headers.scan(rest, limits.header_lines)
     message: Request | Response
     fault: ParseError | None = None
-    if match := _status_line(first):
-        message = Response(int(match[1]), match[2] or "", Headers.__new__(Headers))
-        is_request = False
-    elif match := _request_line(first):
-        message = Request(match[1], match[2], Headers.__new__(Headers))
-        is_request = True
+    if match := _request_line(first):
+        message = Request(match[1], match[2], headers)
+    elif match := _status_line(first):
+        message = Response(int(match[1]), match[2] or "", headers)
     elif len(words := first.split()) > 1 and (match := _version(words[-1])):
         # enough to answer it, not enough to act on it
         fault = ParseError("not a request line of SIP/2.0", offset=start, status=400 if match[1] == "2.0" else 505)
         method = words[0] if is_token(words[0]) else "UNKNOWN"
-        message = Request(method, "sip:invalid", Headers.__new__(Headers))
-        is_request = True
+        message = Request(method, "sip:invalid", headers)
     else:
         raise ParseError("neither request nor status line", offset=start)
-    headers, header_fault = Headers.scan(rest, limits.header_lines)
-    message.headers = headers
     try:
         if fault is not None:
             raise fault
@@ -234,19 +230,18 @@ def parse(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Request | Response:
         if body_at == end:
             raise ParseError("the header section does not end", offset=len(data))
         _check(message, start)
+        held = len(data) - body_at
         length = headers.content_length
         if length is None:
-            message.body = data[body_at:]
-        elif length > len(data) - body_at:
-            raise ParseError(
-                f"Content-Length {length}, but {len(data) - body_at} octets of body", offset=len(data)
-            )
-        else:
+            length = held
+        elif length > held:
+            raise ParseError(f"Content-Length {length}, but {held} octets of body", offset=len(data))
+        if length:
             message.body = data[body_at : body_at + length]
-        if len(message.body) > limits.body:
+        if length > limits.body:
             raise ParseError("the body is too large", offset=body_at, status=413)
     except ParseError as error:
-        if is_request:
+        if isinstance(message, Request):
             error.partial = message
         raise
     return message

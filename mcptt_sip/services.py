@@ -101,8 +101,6 @@ class Services(Protocol):
 
     settings: StackSettings
     token: Callable[[], bytes]
-    #: Allow, Supported and Server, as a response that makes or changes a dialog has them
-    capabilities: Headers
 
     def tag(self) -> str:
         """A fresh tag."""
@@ -152,6 +150,10 @@ class Services(Protocol):
 
     def contact(self, flow: Flow, *, user: str | None = None) -> str:
         """The Contact value that leads back here over `flow`."""
+        ...
+
+    def introduction(self, flow: Flow) -> Headers:
+        """Contact, Allow, Supported and Server, as a response over `flow` that makes or changes a dialog has them."""
         ...
 
     def watch(self, timed: Timed) -> None:

@@ -61,17 +61,17 @@ def answer_headers(
     then this side does.
     """
     own = given.session_expires
-    asked = request.headers.session_expires
-    knows = "timer" in request.headers.supported
-    floor = request.headers.min_se
-    least = max(floor.seconds if floor else FLOOR, FLOOR)
     if own is not None:
         refresher = own.refresher or "uas"
         return [], SessionTimer(own.seconds, refresher == "uas")
-    if asked is None and (not seconds or not knows):
+    asked = request.headers.session_expires
+    if asked is None and not seconds:
         return [], None
-    if not seconds and not asked:
+    knows = "timer" in request.headers.supported
+    if asked is None and not knows:
         return [], None
+    floor = request.headers.min_se
+    least = max(floor.seconds if floor else FLOOR, FLOOR)
     interval = asked.seconds if asked is not None else seconds
     if seconds:
         interval = min(interval, max(seconds, least))

@@ -308,8 +308,9 @@ class SipStack(TransactionLayer):
         if request.method == "CANCEL":
             self._cancel_received(record, now)
             return
+        names = request.headers.names
         for name, read in _READ_LATER:
-            if name in request.headers:
+            if name in names:
                 read(request.headers)  # 400 now, not when a call stands on it
         if (refusal := self._refusal(request, record)) is not None:
             status, headers = refusal
@@ -350,7 +351,8 @@ class SipStack(TransactionLayer):
             return media is not None
         if media is None or disposition.partition(";")[0] not in _DISPOSITIONS:
             return False
-        return any(_covers(range_, media.full) for range_ in self.settings.accept)
+        accept = self.settings.accept
+        return media.full in accept or any(_covers(range_, media.full) for range_ in accept)
 
     @staticmethod
     def _can_answer(request: Request) -> bool:
@@ -363,8 +365,9 @@ class SipStack(TransactionLayer):
     def _response_received(self, response: Response, flow: Flow, now: float) -> None:
         """What cannot be read in an answer counts as absent: nobody can be told of it, and whoever waits for the answer
         shall have it."""
+        names = response.headers.names
         for name, read in _READ_LATER:
-            if name in response.headers:
+            if name in names:
                 try:
                     read(response.headers)
                 except ParseError as error:

@@ -133,6 +133,8 @@ class _Machine:
 
     __slots__ = ("__weakref__", "_due", "_interval", "_out", "_reliable", "state", "timers")
     TABLE: ClassVar[Table]
+    #: the state in which it is only there for what comes again, for 64·T1
+    RESTS_IN: ClassVar[State | None] = None
 
     def __init__(self, state: State, timers: Timers, reliable: bool | None) -> None:
         self.state = state
@@ -146,6 +148,11 @@ class _Machine:
     def terminated(self) -> bool:
         """Whether the machine can be forgotten."""
         return self.state is State.TERMINATED
+
+    @property
+    def resting(self) -> bool:
+        """Whether it only waits for its end."""
+        return self.state is self.RESTS_IN
 
     def next_timer(self) -> float | None:
         """When `handle_timer` is due."""
@@ -225,6 +232,7 @@ class InviteClientTransaction(_ClientMachine):
     """
 
     __slots__ = ("_make_ack",)
+    RESTS_IN = State.ACCEPTED
 
     def __init__(
         self,
@@ -342,6 +350,7 @@ class InviteServerTransaction(_ServerMachine):
     """RFC 3261 17.2.1 with the Accepted state of RFC 6026 7.1. `trying` is the 100 that is sent when the TU is slow."""
 
     __slots__ = ("_trying",)
+    RESTS_IN = State.ACCEPTED
 
     def __init__(
         self,
@@ -410,6 +419,7 @@ class NonInviteServerTransaction(_ServerMachine):
     """RFC 3261 17.2.2."""
 
     __slots__ = ()
+    RESTS_IN = State.COMPLETED
 
     def __init__(self, *, reliable: bool, timers: Timers = Timers()) -> None:
         super().__init__(State.TRYING, reliable=reliable, timers=timers)

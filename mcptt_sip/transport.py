@@ -18,7 +18,7 @@ import socket
 import ssl
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from mcptt_sip import websocket
 from mcptt_sip.connection import PING, PONG, Connection, StreamConnection
@@ -39,6 +39,8 @@ _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104
 _MAX_DATAGRAM = 65_536
 #: sources whose rate is remembered
 _MAX_SOURCES = 65_536
+#: peers of a datagram socket whose flows are kept made
+_MAX_FLOWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         self.local: Address = ("", 0)
         self.socket: asyncio.DatagramTransport | None = None
         self._same: socket.socket  # the same one, to read from
+        self._flows: dict[Any, Flow] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.socket = cast(asyncio.DatagramTransport, transport)
@@ -126,8 +129,13 @@ class _Datagrams(asyncio.DatagramProtocol):
             self._owner.release()
 
     def _take(self, data: bytes, addr: tuple[str, int]) -> None:
-        local = self._owner.local_address(self.local, addr[0])
-        self._owner.datagram(data, Flow("udp", local, (addr[0], addr[1])))
+        flow = self._flows.get(addr)
+        if flow is None:
+            if len(self._flows) >= _MAX_FLOWS:
+                self._flows.clear()
+            local = self._owner.local_address(self.local, addr[0])
+            flow = self._flows[addr] = Flow("udp", local, (addr[0], addr[1]))
+        self._owner.datagram(data, flow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._same.close()

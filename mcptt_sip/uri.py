@@ -12,12 +12,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
 from mcptt_sip.errors import ParseError
-from mcptt_sip.grammar import Params, format_host
+from mcptt_sip.grammar import Params, format_host, kept
 
 __all__ = ["HOST_PORT", "AbsoluteUri", "SipUri", "TelUri", "Uri", "host_and_port", "is_address", "parse_uri"]
 
@@ -279,16 +278,9 @@ class AbsoluteUri:
 Uri = SipUri | TelUri | AbsoluteUri
 
 
-#: the same few URIs stand in message after message: so many are kept parsed, each of at most so many characters
-_KEPT_URIS, _KEPT_LENGTH = 4096, 256
-
-
+@kept
 def parse_uri(text: str) -> Uri:
     """Any URI: `SipUri`, `TelUri`, or `AbsoluteUri` for every other scheme."""
-    return _kept_uri(text) if len(text) <= _KEPT_LENGTH else _read_uri(text)
-
-
-def _read_uri(text: str) -> Uri:
     match = _scheme(text)
     if match is None:
         raise ParseError(f"not a URI: {text[:80]!r}")
@@ -301,5 +293,3 @@ def _read_uri(text: str) -> Uri:
         raise ParseError(f"not a URI: {text[:80]!r}")
     return AbsoluteUri(scheme, text)
 
-
-_kept_uri = lru_cache(_KEPT_URIS)(_read_uri)

@@ -211,7 +211,7 @@ class RandomMachine(StackPair):
     def _call(self, end: StackEnd, now: float) -> None:
         other = self.bob if end is self.alice else self.alice
         draw = self.random.random()
-        if draw < 0.15:  # to nobody: silence
+        if draw < 0.1:  # to nobody: silence
             flow = Flow("udp", end.address, NOBODY, 0)
         else:
             flow = self.flow(end) if draw < 0.6 else None
@@ -250,10 +250,17 @@ class RandomMachine(StackPair):
                 session.reject(401, headers=challenge, now=now)
             elif draw < 0.8:
                 session.reject(302, headers=[("Contact", f"<{end.uri.replace(end.name, 'third')}>")], now=now)
-            else:
+            elif draw < 0.88:
                 session.reject(self.random.choice((486, 500, 503, 603)), now=now)
+            else:
+                session.bye(now)
         elif session.state is SessionState.ACCEPTING and draw < 0.5:
-            session.reject(500, now=now)
+            if draw < 0.3:
+                session.reject(500, now=now)
+            else:
+                session.bye(now)
+        elif isinstance(session, ClientSession) and session.state is SessionState.PROCEEDING and draw < 0.05:
+            self._bye_early(session, now)
         elif draw < 0.25 and isinstance(session, ClientSession):
             session.cancel(now)
         elif draw < 0.35:
@@ -266,6 +273,13 @@ class RandomMachine(StackPair):
             session.send("REFER", headers=[("Refer-To", "<sip:carol@example.org>")], now=now)
         else:
             session.send("INFO", now=now)
+
+    def _bye_early(self, session: ClientSession, now: float) -> None:
+        """RFC 3261 15 lets a caller end an early dialog so; sessions of this stack cancel."""
+        for end in (self.alice, self.bob):
+            for dialog in session.dialogs.values():
+                if end.stack._dialogs.get(dialog.id) is dialog and not dialog.confirmed:
+                    end.stack.request(dialog.request("BYE"), now, flow=self.flow(end))
 
     # --- the end
 

@@ -306,6 +306,45 @@ def test_a_header_that_was_read_as_absent_is_read_anew_once_it_is_there() -> Non
         assert [str(value) for value in headers.contact] == ["<sip:a@b>"]
 
 
+def test_a_change_of_one_message_changes_no_other_that_was_made_from_it() -> None:
+    """Copies, answers and what is taken over share their lines, never a change."""
+    source = Headers(
+        [("Via", "SIP/2.0/UDP a;branch=z9hG4bK1"), ("Via", "SIP/2.0/UDP b;branch=z9hG4bK2"),
+         ("From", "<sip:a@b>;tag=1"), ("To", "<sip:b@b>"), ("Call-ID", "1"), ("CSeq", "1 INVITE"),
+         ("Contact", "<sip:a@a>")]
+    )  # fmt: skip
+    changes: list[Callable[[Headers], object]] = [
+        lambda headers: headers.add("Via", "SIP/2.0/UDP c;branch=z9hG4bK3"),
+        lambda headers: headers.add_first("Via", "SIP/2.0/UDP c;branch=z9hG4bK3"),
+        lambda headers: headers.replace_first("Via", "SIP/2.0/UDP c;branch=z9hG4bK3"),
+        lambda headers: headers.set("Via", "SIP/2.0/UDP c;branch=z9hG4bK3"),
+        lambda headers: headers.remove("Via"),
+        lambda headers: headers.copy_from(source, "via"),
+        lambda headers: headers.encode("x", b"body"),
+    ]
+
+    def taken() -> Headers:
+        made = Headers()
+        made.copy_from(source, "via")
+        return made
+
+    def completed() -> Headers:
+        made = Headers()
+        made.add_missing(source)
+        return made
+
+    before = list(source)
+    for make in (source.copy, lambda: Headers.answering(source), taken, completed):
+        for change in changes:
+            other, made = make(), make()
+            kept = list(other)
+            change(made)
+            assert list(source) == before and list(other) == kept
+            assert [made.get_all("via"), made.count("via")] == [
+                [value for name, value in made if name == "Via"], sum(name == "Via" for name, _ in made)
+            ]  # fmt: skip
+
+
 def test_what_is_kept_parsed_is_short_and_never_what_is_wrong() -> None:
     """A peer can fill what is kept with little, and cannot put an error there."""
     kept = "sip:alice@example.org"
