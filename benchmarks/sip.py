@@ -465,7 +465,7 @@ def calls(seconds: float, aim: int) -> list[Row]:
             rates: dict[str, float] = {}
             spent: dict[str, float] = {}  # seconds of CPU for one call: what a busy machine does not change
             figures: dict[str, str] = {}
-            for kind in ("uas", "stateless", "uas", "stateless"):
+            for kind in ("uas", "stateless") * 4:  # in turns, the best of each: the machine has its moods
                 role = Role(kind, transport)
                 port = role.line().strip()
                 amount = int(max(2000, 1500 * seconds / 4))
