@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mcptt_sip.errors import SipError as SipError
     from mcptt_sip.errors import Unreachable as Unreachable
     from mcptt_sip.flow import Flow as Flow
+    from mcptt_sip.forwarding import Target as Target
     from mcptt_sip.headers import NameAddr as NameAddr
     from mcptt_sip.mcptt.account import login as login
     from mcptt_sip.mcptt.client import McpttClient as McpttClient
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from mcptt_sip.message import parse as parse
     from mcptt_sip.proxy import ProxySettings as ProxySettings
     from mcptt_sip.proxy import SipProxy as SipProxy
-    from mcptt_sip.proxy import Target as Target
     from mcptt_sip.registrar import LocationService as LocationService
     from mcptt_sip.registrar import Registrar as Registrar
     from mcptt_sip.services import StackSettings as StackSettings
@@ -83,7 +83,7 @@ _HOME = {
     "SipStack": "stack",
     "SipUri": "uri",
     "StackSettings": "services",
-    "Target": "proxy",
+    "Target": "forwarding",
     "TelUri": "uri",
     "Timers": "transaction",
     "TlsIdentity": "tls",

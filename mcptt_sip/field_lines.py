@@ -413,6 +413,14 @@ class Headers:
         return value if value is not None and value <= 255 else None
 
     @property
+    def max_breadth(self) -> int | None:
+        """Max-Breadth (RFC 5393 5.3.1); ``None`` when absent. Of an endless number, what ten digits say."""
+        value = self.get("max-breadth")
+        if value is not None and not (value.isascii() and value.isdigit()):
+            raise ParseError("Max-Breadth is no number")
+        return None if value is None else int(value.lstrip("0")[:10] or "0")
+
+    @property
     def content_length(self) -> int | None:
         """Content-Length."""
         return self._one("content-length", _length)

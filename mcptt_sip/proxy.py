@@ -16,7 +16,7 @@
 Requests in a dialog that was record-routed go on by themselves. What a proxy decides by is the application's: whose
 requests it takes (`DigestAuthenticator`), and where they go (`Registrar`).
 
-:RFC 5393: partly; loops are found, Max-Breadth is not counted
+:RFC 5393: yes; loops are found, and Max-Breadth says how many targets are tried at once
 :RFC 5658: yes
 :RFC 4320: partly; a proxy sends no 408 to a non-INVITE, 100 is not sent late for one
 """
@@ -26,31 +26,25 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from mcptt_sip.errors import LocalProtocolError, ParseError, SipError
+from mcptt_sip.errors import ParseError, SipError
 from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.flow import Flow
+from mcptt_sip.forwarding import Branch, Forwarding, RequestToForward, Target, copy_for
 from mcptt_sip.grammar import format_host
 from mcptt_sip.headers import Via
 from mcptt_sip.layer import ClientRecord, ServerRecord, TransactionLayer
 from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import Outgoing
-from mcptt_sip.routing import make_cancel
-from mcptt_sip.services import Cause, StackSettings
+from mcptt_sip.services import StackSettings
 from mcptt_sip.stack import FlowLost
-from mcptt_sip.transaction import State
-from mcptt_sip.uri import SipUri, parse_uri
+from mcptt_sip.uri import SipUri
 
 __all__ = ["Forwarding", "ProxySettings", "RequestToForward", "SipProxy", "Target"]
 
 log = logging.getLogger(__name__)
-
-#: 16.7 step 6: of the 4xx, what the caller can do something about
-_HELPFUL = (401, 407, 415, 420, 484)
-
 
 @dataclass(frozen=True, slots=True)
 class ProxySettings:
@@ -68,222 +62,15 @@ class ProxySettings:
     secret: bytes | None = field(default=None, repr=False)
     #: places that one request is sent to at the most
     max_branches: int = 16
+    #: how many branches a request may have at a time, here and further on (RFC 5393 5.3.3), when it does not ask for
+    #: fewer; of more targets the rest wait until others have failed
+    max_breadth: int = 60
 
     def __post_init__(self) -> None:
+        if self.max_breadth < 1:
+            raise ValueError("a request needs a breadth of 1 to go anywhere")
         if self.timer_c <= 180:
             raise ValueError("timer C must be more than three minutes")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a request goes: its new Request-URI; over ``flow`` if there is one, by ``path`` (RFC 3327) if not empty."""
-
-    uri: str
-    flow: Flow | None = None
-    path: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class RequestToForward:
-    """A request that the application decides about."""
-
-    forwarding: Forwarding
-
-
-class _Branch:
-    """One copy of the request, and what became of it: the user of its client transaction."""
-
-    def __init__(self, forwarding: Forwarding) -> None:
-        self.forwarding = forwarding
-        self.record: ClientRecord | None = None
-        self.final: Response | None = None
-        self.progressed = False
-        self.cancelled = False
-        #: lines of Record-Route that this proxy put in
-        self.recorded = 0
-
-    def on_response(self, _transaction: Any, response: Response, _flow: Flow, now: float) -> None:
-        self.forwarding.answered(self, response, now)
-
-    def on_failure(self, _transaction: Any, cause: Cause, now: float) -> None:
-        self.forwarding.unanswered(self, 408 if cause is Cause.TIMEOUT else 503, now)
-
-
-class Forwarding:
-    """One request on its way: the response context of 16.7. ``request`` is as it came, without this proxy's Routes."""
-
-    def __init__(self, proxy: SipProxy, record: ServerRecord, request: Request, mark: str) -> None:
-        self._proxy = proxy
-        self._record = record
-        self.request = request
-        self.flow = record.flow
-        self.scheduled: list[Any] | None = None
-        self._mark = mark
-        self._branches: list[_Branch] = []
-        self._decided = False
-        self._done = False
-        self._cancelled = False
-        self._timer_c: float | None = None
-        self._give_up: float | None = None
-
-    # --- the application's decision --------------------------------------------------------------------
-
-    @property
-    def decided(self) -> bool:
-        """Whether the application has said what becomes of it."""
-        return self._decided
-
-    def respond(
-        self, status: int, reason: str | None = None, *, headers: HeaderItems = (), body: bytes = b"",
-        content_type: str | None = None, now: float,
-    ) -> None:  # fmt: skip
-        """The proxy's own answer. Raises :class:`LocalProtocolError` when the request has been decided about."""
-        self._decide_once()
-        if self._done:  # its caller has given up meanwhile, and has his 487
-            return
-        response = self.request.response(
-            status, reason, headers=headers, body=body, content_type=content_type, to_tag=self._proxy.tag()
-        )
-        self._answer(response, now)
-
-    def to(self, targets: Sequence[Target], now: float) -> None:
-        """Sends the request to all of these at once (16.6); without any the answer is 480. A target that cannot be
-        read counts as one that cannot be reached.
-
-        Raises :class:`LocalProtocolError` when the request has been decided about.
-        """
-        if not targets:
-            self.respond(480, now=now)
-            return
-        self._decide_once()
-        if self._done:  # its caller has given up meanwhile
-            return
-        if self.request.method == "INVITE":
-            self._watch_ringing(now)
-        chosen = targets[: self._proxy.proxying.max_branches]
-        self._branches = [_Branch(self) for _ in chosen]
-        for branch, target in zip(self._branches, chosen, strict=True):
-            try:
-                branch.record = self._proxy.send_on(branch, _copy(self.request, target), target.flow, self._mark, now)
-            except ParseError as error:
-                log.info("call-id=%s target=%s %s", self.request.headers.call_id, target.uri, error)
-                self.unanswered(branch, 503, now)
-
-    def follow(self, now: float) -> None:
-        """Sends it where its Route, else its Request-URI leads: a request in a dialog, or for another domain."""
-        self.to([Target(str(self.request.uri))], now)
-
-    def _decide_once(self) -> None:
-        if self._decided:
-            raise LocalProtocolError("the request has been decided about")
-        self._decided = True
-
-    # --- responses (16.7) -------------------------------------------------------------------------------
-
-    def answered(self, branch: _Branch, response: Response, now: float) -> None:
-        """A response to one copy."""
-        passed = without_top_via(response)
-        if response.status < 200:
-            branch.progressed = True
-            if self._cancelled and not branch.cancelled:
-                self._cancel(branch, now)
-            # RFC 4320 4.1: no provisional answer but 100 to anything but an INVITE, and 100 goes one hop
-            if response.status > 100 and not self._done and self.request.method == "INVITE":
-                self._watch_ringing(now)
-                self._proxy.answer(self._record, passed, now)
-            return
-        branch.final = passed
-        if response.status < 300:
-            # 16.7 step 5: every 2xx to an INVITE goes on at once; of those to others the first
-            if self.request.method == "INVITE" or not self._done:
-                self._answer(passed, now)
-            self._cancel_rest(now)
-            return
-        if response.status >= 600:
-            self._cancel_rest(now)
-        self._choose(now)
-
-    def unanswered(self, branch: _Branch, status: int, now: float) -> None:
-        """No final response to one copy: it counts as this one (16.8, 16.9)."""
-        branch.final = self.request.response(status, to_tag=self._proxy.tag())
-        self._choose(now)
-
-    def _choose(self, now: float) -> None:
-        """16.7 step 6: when all have answered, the best answer."""
-        answers = [branch.final for branch in self._branches if branch.final is not None]
-        if self._done or len(answers) < len(self._branches):
-            return
-        best = min(answers, key=_rank)
-        if best.status == 408 and self.request.method != "INVITE":
-            self._finish(now)  # RFC 4320 4.2: it would come too late for who asked
-            self._proxy.destroy(self._record)
-            return
-        if best.status == 503:
-            best = self.request.response(500, to_tag=self._proxy.tag())
-        elif best.status in (401, 407):
-            _collect_challenges(best, [answer for answer in answers if answer is not best])
-        self._answer(best, now)
-
-    def _answer(self, response: Response, now: float) -> None:
-        state = self._record.machine.state
-        if state in (State.COMPLETED, State.CONFIRMED, State.TERMINATED):
-            self._proxy.send_back(response, self._record)  # a 2xx that comes after all (16.7 step 5)
-        else:
-            self._proxy.answer(self._record, response, now)
-        if response.status >= 200:
-            self._finish(now)
-
-    def _finish(self, now: float) -> None:
-        self._done, self._timer_c = True, None
-        self._proxy.watch(self)
-
-    def transport_failed(self, _transaction: Any, _now: float) -> None:
-        """The answer does not reach its caller any more: the stack's word."""
-        log.info("call-id=%s the answer cannot be sent", self.request.headers.call_id)
-
-    # --- giving up --------------------------------------------------------------------------------------
-
-    def cancel(self, now: float) -> None:
-        """The caller's CANCEL (16.10)."""
-        if not self._branches and not self._done:
-            self._answer(self.request.response(487, to_tag=self._proxy.tag()), now)
-        self._cancel_rest(now)
-
-    def _cancel_rest(self, now: float) -> None:
-        """Every copy that has no answer yet; one that has said nothing, as soon as it does (9.1)."""
-        if self.request.method == "INVITE":
-            self._cancelled = True
-            for branch in self._branches:
-                if branch.final is None and branch.progressed and not branch.cancelled:
-                    self._cancel(branch, now)
-
-    def _cancel(self, branch: _Branch, now: float) -> None:
-        assert branch.record is not None
-        branch.cancelled = True
-        self._proxy.start_cancel(branch.record, make_cancel(branch.record.request), now)
-        if self._give_up is None:
-            self._give_up = now + self._proxy.settings.timers.give_up
-            self._proxy.watch(self)
-
-    def _watch_ringing(self, now: float) -> None:
-        if self.request.method == "INVITE":
-            self._timer_c = now + self._proxy.proxying.timer_c
-            self._proxy.watch(self)
-
-    def next_timer(self) -> float | None:
-        return min((at for at in (self._timer_c, self._give_up) if at is not None), default=None)
-
-    def handle_timer(self, now: float) -> None:
-        """Timer C (16.8), and the end of waiting for the answer to a CANCEL (9.1)."""
-        if self._timer_c is not None and self._timer_c <= now:
-            self._timer_c = None
-            self._cancel_rest(now)
-        if self._give_up is not None and self._give_up <= now:
-            self._give_up = None
-            for branch in self._branches:
-                if branch.final is None and branch.cancelled:
-                    self._proxy.destroy(branch.record)
-                    self.unanswered(branch, 487, now)
 
 
 class SipProxy(TransactionLayer):
@@ -345,11 +132,18 @@ class SipProxy(TransactionLayer):
             return 483, ()
         if self._has_been_here(request, mark):
             return 482, ()
+        if self.breadth(request) == 0:
+            return 440, ()
         asked = headers.values("Proxy-Require")
         unknown = [tag for tag in asked if tag.strip().lower() not in self.proxying.understood]
         if unknown:
             return 420, [("Unsupported", ", ".join(unknown))]
         return None
+
+    def breadth(self, request: Request) -> int:
+        """How many branches a request may have at a time (RFC 5393 5.3.3)."""
+        asked = request.headers.max_breadth
+        return self.proxying.max_breadth if asked is None else min(asked, self.proxying.max_breadth)
 
     def _has_been_here(self, request: Request, mark: str) -> bool:
         """RFC 5393 4.2: whether this proxy sent the same request on before."""
@@ -374,7 +168,7 @@ class SipProxy(TransactionLayer):
             return
         if not self._take_off_own_routes(request) and self.proxying.record_route:
             return  # of no dialog that has come this way
-        ack = _copy(request, Target(str(request.uri)))
+        ack = copy_for(request, Target(str(request.uri)), self.proxying.max_breadth)
         _postprocess(ack)
         self._mark = mark
         self.send_alone(ack, now, flow=None, target=None)
@@ -428,7 +222,7 @@ class SipProxy(TransactionLayer):
     # --- on the way --------------------------------------------------------------------------------------
 
     def send_on(
-        self, branch: _Branch, request: Request, flow: Flow | None, mark: str, now: float
+        self, branch: Branch, request: Request, flow: Flow | None, mark: str, now: float
     ) -> ClientRecord:
         """Sends one copy in a transaction of its own, with this proxy's Via above the others."""
         _postprocess(request)
@@ -447,11 +241,11 @@ class SipProxy(TransactionLayer):
     ) -> bytes:
         """See :meth:`TransactionLayer.bind`: the way is known, and what Record-Route says of it."""
         record, message = outgoing.transaction, outgoing.message
-        if isinstance(record, ClientRecord) and isinstance(record.user, _Branch) and isinstance(message, Request):
+        if isinstance(record, ClientRecord) and isinstance(record.user, Branch) and isinstance(message, Request):
             self._record_route(record.user, message, flow)
         return super().bind(outgoing, flow, now, place=place, more=more)
 
-    def _record_route(self, branch: _Branch, request: Request, flow: Flow) -> None:
+    def _record_route(self, branch: Branch, request: Request, flow: Flow) -> None:
         """16.6 step 4; two lines where the way changes its transport or address family (RFC 5658)."""
         if not self.proxying.record_route or request.method not in _WITH_DIALOG:
             return
@@ -520,27 +314,6 @@ def loop_mark(request: Request) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def without_top_via(response: Response) -> Response:
-    """16.7 step 3."""
-    passed = response.copy()
-    below = passed.headers.values("via")[1:]
-    passed.headers.remove("via")
-    for via in reversed(below):
-        passed.headers.add_first("Via", via)
-    return passed
-
-
-def _copy(request: Request, target: Target) -> Request:
-    """16.6, steps 1 to 3, and the Path of a registration (RFC 3327 5.3)."""
-    copy = request.copy()
-    copy.uri = parse_uri(target.uri) if target.uri != str(request.uri) else request.uri
-    left = copy.headers.max_forwards
-    copy.headers.set("Max-Forwards", str(70 if left is None else left - 1))
-    for path in reversed(target.path):
-        copy.headers.add_first("Route", path)
-    return copy
-
-
 def _postprocess(request: Request) -> None:
     """16.6 step 6: a strict router as the next hop wants itself in the Request-URI."""
     routes = request.headers.route
@@ -549,18 +322,3 @@ def _postprocess(request: Request) -> None:
         request.headers.remove("route")
         request.headers.extend(("Route", value) for value in (*rest, f"<{request.uri}>"))
         request.uri = first
-
-
-def _rank(response: Response) -> tuple[bool, int, bool, bool]:
-    """16.7 step 6: a 6xx before all, then the lowest class; in it, what the caller can do something about, and what
-    somebody has said rather than nobody."""
-    status = response.status
-    return status < 600, status // 100, status not in _HELPFUL, status in (408, 503)
-
-
-def _collect_challenges(best: Response, others: Iterable[Response]) -> None:
-    """16.7 step 7: every challenge, so that the caller can answer them all."""
-    for other in others:
-        if other.status in (401, 407):
-            for name in ("www-authenticate", "proxy-authenticate"):
-                best.headers.copy_from(other.headers, name)

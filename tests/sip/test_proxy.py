@@ -245,6 +245,103 @@ def test_the_best_answer_is_chosen_when_all_have_answered(answers: tuple[int, in
     net.nothing_left()
 
 
+# --- RFC 5393 5: how many at a time
+
+
+def breadths(net: ProxyNet, *ends: StackEnd, method: str = "INVITE") -> list[list[str]]:
+    return [[m.headers.get("max-breadth") or "" for m in net.arrived(end, method)] for end in ends]
+
+
+@pytest.mark.parametrize(
+    ("asked", "shares"),
+    [(None, ["20", "20", "20"]), ("60", ["20", "20", "20"]), ("9999999999999", ["20", "20", "20"]),
+     ("0010", ["3", "3", "4"]), ("3", ["1", "1", "1"])],
+)  # fmt: skip
+def test_the_breadth_of_a_request_is_shared_by_its_branches(asked: str | None, shares: list[str]) -> None:
+    net = ProxyNet()
+    net.targets = lambda _: [Target(end.uri) for end in (net.bob, net.carol, net.dave)]
+    net.call(headers=[] if asked is None else [("Max-Breadth", asked)])
+    net.run(5.0)
+    assert breadths(net, net.bob, net.carol, net.dave) == [[share] for share in shares]
+    assert breadths(net, net.bob, method="ACK")[0][:1] == ["60"], "every request that is sent on has one"
+
+
+def test_a_target_for_which_there_is_no_breadth_waits_until_another_has_failed() -> None:
+    net = ProxyNet()
+    net.targets = lambda _: [Target(end.uri) for end in (net.bob, net.carol, net.dave)]
+    net.bob.handler = net.carol.handler = net.dave.handler = net.answering(after="ring")
+    net.call(headers=[("Max-Breadth", "2")])
+    net.run(5.0)
+    assert breadths(net, net.bob, net.carol, net.dave) == [["1"], ["1"], []]
+    net.carol.told(InviteReceived)[0].session.reject(486, now=net.now)
+    net.run(5.0)
+    assert breadths(net, net.bob, net.carol, net.dave) == [["1"], ["1"], ["1"]] and net.statuses == []
+    take(net.dave.told(InviteReceived)[0].session, 200, net.now)
+    net.run(5.0)
+    assert net.statuses == [200] and len(net.bob.told(Cancelled)) == 1
+    net.run(60.0)
+
+
+def test_a_breadth_of_one_tries_one_after_the_other_and_the_best_answer_is_chosen_of_all() -> None:
+    net = ProxyNet()
+    net.targets = lambda _: [Target("sip:"), Target(net.bob.uri), Target(net.carol.uri), Target(net.dave.uri)]
+    for end, status in ((net.bob, 404), (net.carol, 486), (net.dave, 480)):
+        end.handler = net.answering(status)
+    net.call(headers=[("Max-Breadth", "1")])
+    net.run(5.0)
+    assert breadths(net, net.bob, net.carol, net.dave) == [["1"], ["1"], ["1"]] and net.statuses == [404]
+    net.ask("MESSAGE", headers=[("Max-Breadth", "1")])
+    net.run(5.0)
+    assert breadths(net, net.bob, net.dave, method="MESSAGE") == [["1"], ["1"]]
+    net.run(60.0)
+    net.nothing_left()
+
+
+@pytest.mark.parametrize("end_by", [200, 603, "cancel"])
+def test_who_waits_for_breadth_is_not_tried_after_the_end(end_by: int | str) -> None:
+    net = ProxyNet()
+    net.targets = lambda _: [Target(end.uri) for end in (net.bob, net.carol)]
+    net.bob.handler = net.answering(after="ring")
+    session = net.call(headers=[("Max-Breadth", "1")])
+    net.run(5.0)
+    if isinstance(end_by, int):
+        take(net.bob.told(InviteReceived)[0].session, end_by, net.now)
+    else:
+        session.cancel(net.now)
+    net.run(5.0)
+    assert not net.arrived(net.carol, "INVITE") and net.statuses == [487 if end_by == "cancel" else end_by]
+    if end_by == 200:
+        session.bye(net.now)
+    net.run(60.0)
+    net.nothing_left()
+
+
+@pytest.mark.parametrize(("asked", "status"), [("0", 440), ("two", 400), ("-1", 400)])
+def test_a_breadth_that_admits_nobody_is_refused(asked: str, status: int) -> None:
+    net = ProxyNet()
+    net.call(headers=[("Max-Breadth", asked)])
+    net.run(5.0)
+    assert net.statuses == [status] and not net.arrived(net.bob, "INVITE")
+    with pytest.raises(ValueError, match="breadth"):
+        ProxySettings(max_breadth=0)
+
+
+def test_each_branch_rings_for_its_own_time() -> None:
+    """16.6 step 11: a timer C for each; who rings on does not keep the silent one."""
+    net = ProxyNet(timer_c=200.0)
+    net.targets = lambda _: [Target(net.bob.uri), Target(net.carol.uri)]
+    net.bob.handler = net.carol.handler = net.answering(after="ring")
+    net.call()
+    net.run(5.0)
+    net.bob.stack.next_timer = lambda: None  # type: ignore[method-assign]
+    net.bob.stack.handle_timer = lambda _now: None  # type: ignore[method-assign]
+    net.run(250.0)
+    assert net.arrived(net.bob, "CANCEL") and not net.arrived(net.carol, "CANCEL") and net.statuses == []
+    take(net.carol.told(InviteReceived)[0].session, 200, net.now)
+    net.run(5.0)
+    assert net.statuses == [200]
+
+
 def test_a_6xx_ends_the_ringing_of_the_others() -> None:
     net = ProxyNet()
     net.targets = lambda _: [Target(net.bob.uri), Target(net.carol.uri)]
