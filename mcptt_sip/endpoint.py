@@ -70,7 +70,7 @@ class SipEndpoint:
         sockets: Callable[[Receiver, TransportSettings | None], Transport] = Transport,
     ) -> None:
         self.stack = stack
-        stack.on_alias = lambda flow, port: self._transport.alias(flow, port)  # type: ignore[method-assign]
+        stack.on_alias = lambda flow, port: self._transport.alias(flow, port)
         self._on_event = on_event
         self._clock = clock
         self._trace = trace

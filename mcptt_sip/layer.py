@@ -160,10 +160,9 @@ class TransactionLayer:
         self._deadlines = Deadlines()
         #: see `mcptt_sip.services.Services`
         self.watch: Callable[[Timed], None] = self._deadlines.watch
-
-    def on_alias(self, flow: Flow, port: int) -> None:
-        """The peer on a TLS connection listens at ``port`` of its address, and takes requests on this connection as
-        well (RFC 5923). The edge replaces this; without it nothing is used again."""
+        #: what the edge does when the peer on a TLS connection says that it listens at this port of its address, and
+        #: takes requests on this connection as well (RFC 5923)
+        self.on_alias: Callable[[Flow, int], None] | None = None
 
     # --- for the edge ---------------------------------------------------------------------------------
 
@@ -397,7 +396,7 @@ class TransactionLayer:
                 self._response_received(message, flow, now)
             else:
                 stamp_source(message, flow)
-                if flow.transport == "tls" and "alias" in (via := message.headers.top_via).params:
+                if self.on_alias and flow.transport == "tls" and "alias" in (via := message.headers.top_via).params:
                     self.on_alias(flow, via.port or 5061)
                 self._request_received(message, flow, now)
         except ParseError as error:

@@ -158,8 +158,7 @@ class GroupRelay:
         self.remove_leg(participant)
         if csk.mki in self._by_mki:
             raise ValueError("the CSK-ID is another participant's")
-        if not self._audio.reaches(audio):
-            raise ValueError(f"{audio[0]} cannot be reached from {self.audio[0]}")
+        self._audio.check_reach(audio)
         now = self._loop.time()
         self._relay.add(participant, audio, media_ssrc, guk_id, now, receive_only=receive_only)
         ssrc = int.from_bytes(os.urandom(4), "big")

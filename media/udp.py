@@ -115,9 +115,11 @@ class Datagrams:
         """Packets that the sending thread could not send, for a reason that the log tells."""
         return 0 if self._thread is None else self._thread.failed
 
-    def reaches(self, address: Address) -> bool:
-        """Whether an address is of a family that this socket speaks."""
-        return self.address[0] == "::" or (":" in self.address[0]) == (":" in address[0])
+    def check_reach(self, *addresses: Address) -> None:
+        """Raises ValueError for an address of a family that this socket does not speak."""
+        for host, _ in addresses:
+            if self.address[0] != "::" and (":" in self.address[0]) != (":" in host):
+                raise ValueError(f"{host} cannot be reached from {self.address[0]}")
 
     def close(self) -> None:
         """Nothing more is received or sent. Harmless twice."""

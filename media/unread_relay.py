@@ -82,9 +82,7 @@ class UnreadRelay:
 
     def add_leg(self, participant: str, *, audio: Address, floor: Address, media_ssrc: int, guk_id: int) -> None:
         """A member comes in. Raises ValueError when an address is another's, or of another family than the relay's."""
-        for address in (audio, floor):
-            if not self._audio.reaches(address):
-                raise ValueError(f"{address[0]} cannot be reached from {self.audio[0]}")
+        self._audio.check_reach(audio, floor)
         now = self._loop.time()
         self._audio_relay.add(participant, audio, media_ssrc, guk_id, now)
         try:

@@ -65,7 +65,7 @@ class Admission:
         self._check_key = check_key
         self._delivered = DeliveredKeys()
 
-    def call(self, request: CallRequest, caller: str, now: float) -> Admitted:
+    def call(self, request: CallRequest, caller: str) -> Admitted:
         """The initiator's INVITE. Raises :class:`Refusal`."""
         policy = self._policy()
         commencement, decision = self._decide(policy, request, caller)
@@ -77,7 +77,7 @@ class Admission:
             raise Refusal(403, warning_text(165), f"{request.group} is in use")
         if len(self._calls) >= self._settings.max_calls:
             raise self.congestion(f"{len(self._calls)} calls, no more are allowed")
-        self._check(request.key, caller, request.target, now)
+        self._check(request.key, caller, request.target)
         alert = request.alert and policy.profiles[caller].allow_activate_emergency_alert
         return Admitted(commencement, alert, decision.because)
 
@@ -94,7 +94,7 @@ class Admission:
                 break
         return commencement, decision
 
-    def addition(self, incoming: ServerRequest, call: GroupCall, user: str, sender: str, now: float) -> bytes:
+    def addition(self, incoming: ServerRequest, call: GroupCall, user: str, sender: str) -> bytes:
         """A REFER that adds ``user``: step 2 once more, for him; his I_MESSAGE. Raises :class:`Refusal`."""
         key = key_of(read_contents(incoming.request))
         refusal = call.machine.refusal_of(user, key)
@@ -106,7 +106,7 @@ class Admission:
         decision = policy.may_add(policy.question(sender, user, target_load=self._load(user)))
         if not decision.allowed:
             raise Refusal(decision.status, decision.warning_text, decision.because)
-        self._check(key, sender, user, now)
+        self._check(key, sender, user)
         return key
 
     def passed_on(self, key: bytes, now: float) -> None:
@@ -117,10 +117,10 @@ class Admission:
         """No resources is the server's trouble, not the user's lack of a right (24.379 17.3.2.1.2)."""
         return Refusal(500, None, because, headers=[("Retry-After", self._settings.retry_after)])
 
-    def _check(self, key: bytes, sender: str, recipient: str, now: float) -> None:
+    def _check(self, key: bytes, sender: str, recipient: str) -> None:
         octets = i_message(key)
         try:
-            self._check_key(octets, sender, recipient, now)
+            self._check_key(octets, sender, recipient)
         except MikeyError as error:
             raise Refusal(488, warning_text(136), f"I_MESSAGE for {recipient}: {error}") from error
         if octets in self._delivered:

@@ -118,7 +118,7 @@ class ControllingFunction:
                 self._rejoin(running, session, caller, now)
                 return
             request = read_call_request(session.request, self.settings)
-            admitted = self._admission.call(request, caller.user, now)
+            admitted = self._admission.call(request, caller.user)
             call = self._open_call(request.group, caller.user, request.acknowledgement, now)
             self._open_media(call, request, admitted)
         except (SipError, ValueError) as error:
@@ -220,7 +220,7 @@ class ControllingFunction:
         fork = call.forks[order.user] = Fork(order.user)
         guk_id, signer = 0, call.director.user if call.director is not None else call.initiator
         try:
-            guk_id = self._check_key(i_message(order.key), signer, order.user, now)
+            guk_id = self._check_key(i_message(order.key), signer, order.user)
         except (MikeyError, KeyingError) as error:  # it was checked when it arrived; only time can have run out
             log.warning("group=%s user=%s key message: %s", call.group, order.user, error)
         for destination in destinations:
@@ -368,7 +368,7 @@ class ControllingFunction:
         try:
             referral = read_referral(incoming, call, sender, self.settings.domain)
             assert call is not None
-            key = b"" if referral.remove else self._admission.addition(incoming, call, referral.user, sender, now)
+            key = b"" if referral.remove else self._admission.addition(incoming, call, referral.user, sender)
         except (SipError, ValueError) as error:
             refusal = refusal_of(error)
             log.info("call-id=%s REFER refused: %s", incoming.request.headers.call_id, refusal)

@@ -66,7 +66,7 @@ class KeyMessageCheck(Protocol):
     Returns its CSB-ID (the recipient's GUK-ID). Raises :class:`~mikey.MikeyError`.
     """
 
-    def __call__(self, octets: bytes, sender: str, recipient: str, now: float) -> int: ...
+    def __call__(self, octets: bytes, sender: str, recipient: str) -> int: ...
 
 
 @dataclass(slots=True)

@@ -71,7 +71,7 @@ class KeyMessages:
             raise Refusal(403, warning_text(100, NOT_IN_CALL), f"{user} is not in the call")
         assert contents.mikey is not None
         try:
-            csb_id = self._check_key(i_message(contents.mikey), leg.user, user, now)
+            csb_id = self._check_key(i_message(contents.mikey), leg.user, user)
         except (MikeyError, KeyingError) as error:
             raise Refusal(488, warning_text(136), f"I_MESSAGE for {user}: {error}") from error
         info = McpttInfo(

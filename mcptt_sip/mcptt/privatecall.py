@@ -114,7 +114,7 @@ class PrivateCallFunction:
             if contents.info.temporary_group:
                 raise KeyingError("a private call has no group")
             theirs, key = private_key_of(contents)
-            key_id = self._check_key(i_message(key), caller.user, target, now)
+            key_id = self._check_key(i_message(key), caller.user, target)
         except (MikeyError, KeyingError) as error:
             self._refuse(session, 488, warning_text(136), f"I_MESSAGE for {target}: {error}", now)
             return

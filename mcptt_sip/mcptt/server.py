@@ -237,9 +237,9 @@ class McpttServer:
         )
         self._timer: asyncio.TimerHandle | None = None
 
-    def _check_key(self, octets: bytes, sender: str, recipient: str, now: float) -> int:
-        """Rule 22: the server checks who signed a key message and for whom; it cannot open it."""
-        del now  # the stack's; keys go by the time of day
+    def _check_key(self, octets: bytes, sender: str, recipient: str) -> int:
+        """Rule 22: the server checks who signed a key message and for whom; it cannot open it. Keys
+        go by the time of day."""
         checked = verify(octets, sender_uri=sender, recipient_uri=recipient, keyring=self._keyring, now=self.now())
         return checked.message.csb_id
 

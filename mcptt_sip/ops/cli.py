@@ -428,7 +428,9 @@ def ua(
     sdes: Annotated[bool, typer.Option("--sdes", help="SRTP with SDES keys (RFC 4568), and nothing else.")] = False,
     late_offer: Annotated[bool, typer.Option("--late-offer", help="Call without an offer.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines.")] = False,
-    once: Annotated[bool, typer.Option("--once", help="Stop after the first call.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Stop after the first call; exit code 1 if it was ours and failed.")
+    ] = False,
     user_agent: Annotated[str | None, typer.Option(help="User-Agent and Server header.")] = None,
     tls_certificate: Annotated[
         Path | None, typer.Option(help="PEM chain of TLS listeners; made for this run when not given.")

@@ -24,7 +24,7 @@ from mcptt_sip.errors import CallFailed, RegistrationFailed, SipError
 from mcptt_sip.grammar import format_host
 from mcptt_sip.incoming import ServerRequest
 from mcptt_sip.ops.capture import Capture
-from mcptt_sip.ops.programs import PASSED, StopSignals, calm_collector, emit
+from mcptt_sip.ops.programs import FAILED, PASSED, StopSignals, calm_collector, emit
 from mcptt_sip.ops.tracing import CaptureTap
 from mcptt_sip.registration import Registration
 from mcptt_sip.tls import ServerTls, TlsIdentity, client_context
@@ -79,6 +79,8 @@ class Telephone:
         self._options = options
         self.agent = agent
         self.registration: Registration | None = None
+        #: whether a call that was asked for has failed
+        self.failed = False
         self.over = asyncio.Event()
         self._decisions: dict[Call, asyncio.Future[int]] = {}
         agent.on_call(self._called)
@@ -141,8 +143,7 @@ class Telephone:
         try:
             call = await self.agent.dial(uri, headers=headers, late_offer=options.late_offer)
         except (SipError, OSError) as error:
-            self.tell("call-failed", uri=uri, reason=str(error))
-            self._maybe_over()
+            self._tell_failed(uri=uri, reason=str(error))
             return
         self.tell("calling", call=call.id, uri=uri)
         self._follow(call)
@@ -150,14 +151,18 @@ class Telephone:
         try:
             await call.answered()
         except CallFailed as error:
-            self.tell("call-failed", call=call.id, status=error.status, reason=str(error))
-            self._maybe_over()
+            self._tell_failed(call=call.id, status=error.status, reason=str(error))
             return
         except asyncio.CancelledError:  # the telephone is switched off
             await call.hang_up()
             self.tell("call-failed", call=call.id, reason="cancelled")
             raise
         await self._talk(call)
+
+    def _tell_failed(self, **details: Any) -> None:
+        self.failed = True
+        self.tell("call-failed", **details)
+        self._maybe_over()
 
     async def _transferred(self, call: Call) -> None:
         self._follow(call)
@@ -310,7 +315,8 @@ class Telephone:
 
 
 async def run_telephone(options: TelephoneOptions) -> int:
-    """Runs until a signal, ``quit``, or with ``once`` the end of the first call."""
+    """Runs until a signal, ``quit``, or with ``once`` the end of the first call: the exit code says then whether a call
+    of ours was answered."""
     stop = StopSignals().install()
     calm_collector()
     capture = None if options.pcap is None else Capture(options.pcap)
@@ -339,7 +345,7 @@ async def run_telephone(options: TelephoneOptions) -> int:
     finally:
         tap.close()
     telephone.tell("stopped")
-    return PASSED
+    return FAILED if options.once and telephone.failed else PASSED
 
 
 async def _until_over(telephone: Telephone, options: TelephoneOptions, stop: StopSignals) -> None:

@@ -396,10 +396,9 @@ class Exchange:
         self._flying: list[tuple[float, int, Flow, bytes]] = []
         self._order = itertools.count()
 
-    @staticmethod
-    def _check_key(octets: bytes, sender: str, recipient: str, now: float) -> int:
+    def _check_key(self, octets: bytes, sender: str, recipient: str) -> int:
         return verify(
-            octets, sender_uri=sender, recipient_uri=recipient, keyring=ring(), now=now
+            octets, sender_uri=sender, recipient_uri=recipient, keyring=ring(), now=self.now
         ).message.csb_id
 
     def phone(self, name: str, device: str = "1", script: str | tuple[int, str | None] = "answer") -> Telephone:

@@ -164,7 +164,7 @@ async def test_a_capture_holds_the_messages_in_clear(tmp_path: Path) -> None:
 async def test_once_ends_with_the_first_call_and_a_failure_is_told() -> None:
     async with telephone(reject=486) as busy, ua("--listen", f"udp:{HOST}:0", "--once", "--call", busy.uri) as phone:
         failed = await phone.event("call-failed")
-        assert failed["status"] == 486 and await phone.process.wait() == 0
+        assert failed["status"] == 486 and await phone.process.wait() == 1
 
 
 @pytest.mark.parametrize("how", ["refused", "cancelled"])
