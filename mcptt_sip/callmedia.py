@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The audio of an ordinary call: RTP over UDP with PCMU, PCMA or Opus, SRTP with SDES keys, telephone events (RFC 3550,
-3551, 4733, 7587; RFC 3711 through libsrtp). Never used in a regroup call, and sends no RTCP.
+3551, 4733, 7587; RFC 3711 through libsrtp), and its RTCP. Never used in a regroup call.
 
 Frames are those of `media.codec`: 20 ms of 16 kHz mono.
 
-:RFC 3550: partly; no RTCP
+:RFC 3550: yes; for two parties
 :RFC 3551: partly; PCMU and PCMA
 :RFC 3711: yes; AES_CM_128_HMAC_SHA1, through libsrtp
 :RFC 4733: yes; telephone events 0 to 15
+:RFC 5761: yes; RTCP on the port of RTP where both ends want it
 :RFC 7587: yes; Opus
 """
 
@@ -16,7 +17,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import random
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -24,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from mcptt_sip.callcodec import Decoder, decoder, encoder
+from mcptt_sip.callreports import CallReports, PeerReport
 from mcptt_sip.offeranswer import CODECS, Codec, Crypto, OfferAnswer
 from media.capture import FileFrames
 from media.codec import FRAME_SECONDS, RATE, WavTimeline
 from media.errors import CodecError, RtpError
 from media.rtp import RtpPacket
-from media.udp import Address, Datagrams
+from media.udp import Address, Datagrams, open_adjacent
 
 __all__ = ["CallMedia", "CallMediaSettings"]
 
@@ -54,24 +58,29 @@ class CallMediaSettings:
     digit_pause: float = 0.06
     #: packets that a recording waits for one that was overtaken
     reordering: int = 3
+    #: between two RTCP reports, on the average (RFC 3550 6.2: 5 s); 0: none are sent
+    report_interval: float = 5.0
 
 
 class CallMedia:
     """One call's audio. `negotiation` is its side of offer and answer; `apply` puts into force what was agreed.
 
     `on_digit(digit)` is told each telephone event of the peer once. `counters`: ``sent``, ``received``, ``held`` (not
-    sent because of a hold), ``foreign``, ``unprotected`` (refused by SRTP), ``broken``.
+    sent because of a hold), ``foreign``, ``unprotected`` (refused by SRTP), ``broken``; ``reports`` that were sent, and
+    ``reports heard``.
     """
 
-    def __init__(self, socket: Datagrams, settings: CallMediaSettings, token: Callable[[], bytes]) -> None:
+    def __init__(
+        self, socket: Datagrams, control: Datagrams, settings: CallMediaSettings, token: Callable[[], bytes]
+    ) -> None:
         self.settings = settings
         self.counters: Counter[str] = Counter()
         self.on_digit: Callable[[str], None] = lambda _digit: None
         self.closed = asyncio.Event()
-        self._socket = socket
+        self._socket, self._control = socket, control
         self._loop = asyncio.get_running_loop()
         self.negotiation = OfferAnswer(
-            *socket.address, codecs=settings.codecs, sdes=settings.sdes, token=token
+            *socket.address, codecs=settings.codecs, sdes=settings.sdes, token=token, rtcp_port=control.address[1]
         )
         self._ssrc = secrets.randbits(32)
         self._sequence = secrets.randbelow(1 << 15)
@@ -84,21 +93,28 @@ class CallMedia:
         self._last_event: tuple[int, int] | None = None
         self._recording: _Recording | None = None
         self._talking, self._dialling = asyncio.Lock(), asyncio.Lock()
-        socket.on_datagram = self._received
+        self._reports = CallReports(self._ssrc, secrets.token_urlsafe(12), settings.report_interval, random.random)
+        self._reporting: asyncio.TimerHandle | None = None
+        socket.on_datagram, control.on_datagram = self._received, self._heard
 
     @classmethod
     async def open(
         cls, host: str, *, settings: CallMediaSettings | None = None, token: Callable[[], bytes] | None = None
     ) -> CallMedia:
-        """A UDP socket on `host` (numeric), its port chosen by the system. Raises OSError."""
+        """UDP sockets on `host` (numeric), their ports chosen by the system. Raises OSError."""
         settings = settings or CallMediaSettings()
-        socket = Datagrams(host, dscp=settings.dscp, max_datagram=settings.max_datagram)
-        return cls(socket, settings, token or (lambda: secrets.token_bytes(16)))
+        sockets = open_adjacent(host, dscp=settings.dscp, max_datagram=settings.max_datagram)
+        return cls(*sockets, settings, token or (lambda: secrets.token_bytes(16)))
 
     @property
     def address(self) -> Address:
         """Where RTP is received."""
         return self._socket.address
+
+    @property
+    def peer_report(self) -> PeerReport | None:
+        """How the peer hears us, by its last RTCP report."""
+        return self._reports.heard
 
     def apply(self) -> None:
         """What `negotiation` has agreed holds from now on. The keys' sessions go on unless a key has changed."""
@@ -106,6 +122,8 @@ class CallMedia:
         if agreed is not None:
             self._protect.use(agreed.local_key, outbound=True)
             self._unprotect.use(agreed.remote_key, outbound=False)
+            if self._reporting is None and self.settings.report_interval and not self.closed.is_set():
+                self._reporting = self._loop.call_later(self._reports.wait(first=True), self._report)
 
     # --- talking
 
@@ -180,10 +198,14 @@ class CallMedia:
             self._recording = None
 
     def close(self) -> None:
-        """Lets go of the socket and the recording. Harmless twice."""
+        """Lets go of the sockets and the recording. Harmless twice."""
         self.stop_recording()
-        self._socket.on_datagram = lambda _octets, _source: None  # who points back here
+        if self._reporting is not None:
+            self._reporting.cancel()
+            if self.counters["reports"] and not self.closed.is_set():  # 6.3.7: who never reported says no goodbye
+                self._send_control(self._reports.farewell)
         self._socket.close()
+        self._control.close()
         self.closed.set()
 
     # --- inside
@@ -200,7 +222,39 @@ class CallMedia:
         packet = RtpPacket(number, self._sequence, timestamp & 0xFFFFFFFF, self._ssrc, marker, payload).encode()
         self._sequence = self._sequence + 1 & 0xFFFF
         self.counters["sent"] += 1
+        self._reports.sent(len(payload))
         self._socket.send(self._protect.apply(packet), agreed.remote)
+
+    def _report(self) -> None:
+        """One RTCP report, and the time of the next."""
+        self._send_control(self._reports.report)
+        self._reporting = self._loop.call_later(self._reports.wait(), self._report)
+
+    def _send_control(self, make: Callable[[int, float, float], bytes]) -> None:
+        agreed = self.negotiation.agreed
+        if agreed is None or agreed.remote_rtcp is None:
+            return
+        packet = make(self._now_as_timestamp(agreed.codec.clock), self._loop.time(), time.time())
+        self.counters["reports"] += 1
+        socket = self._socket if agreed.rtcp_mux else self._control
+        socket.send(self._protect.apply(packet, control=True), agreed.remote_rtcp)
+
+    def _heard(self, octets: bytes, source: Address) -> None:
+        """RTCP has come."""
+        agreed = self.negotiation.agreed
+        if agreed is None or agreed.remote_rtcp is None or source[0] != agreed.remote_rtcp[0]:
+            self.counters["foreign"] += 1
+            return
+        plain = self._unprotect.try_apply(octets, control=True)
+        if plain is None:
+            self.counters["unprotected"] += 1
+            return
+        try:
+            self._reports.hear(plain, agreed.codec.clock, self._loop.time(), time.time())
+        except RtpError:
+            self.counters["broken"] += 1
+        else:
+            self.counters["reports heard"] += 1
 
     def _received(self, octets: bytes, source: Address) -> None:
         agreed = self.negotiation.agreed
@@ -208,6 +262,7 @@ class CallMedia:
             self.counters["foreign"] += 1
             return
         if len(octets) > 1 and 192 <= octets[1] <= 223:  # RTCP on the same port (RFC 5761 4)
+            self._heard(octets, source)
             return
         plain = self._unprotect.try_apply(octets)
         if plain is None:
@@ -222,6 +277,7 @@ class CallMedia:
             self.counters["foreign"] += 1
             return
         self.counters["received"] += 1
+        self._reports.received(packet, agreed.codec.clock, self._loop.time())
         is_event = packet.payload_type == agreed.event_receive
         if is_event:
             self._event(packet)
@@ -271,17 +327,20 @@ class _Protection:
             )
         )
 
-    def apply(self, packet: bytes) -> bytes:
-        return packet if self._session is None else bytes(self._session.protect(packet))
+    def apply(self, packet: bytes, *, control: bool = False) -> bytes:
+        """A packet of RTP, or of RTCP, as it is sent."""
+        if self._session is None:
+            return packet
+        return bytes((self._session.protect_rtcp if control else self._session.protect)(packet))
 
-    def try_apply(self, packet: bytes) -> bytes | None:
+    def try_apply(self, packet: bytes, *, control: bool = False) -> bytes | None:
         """The opened packet; ``None`` for a forged or repeated one."""
         if self._session is None:
             return packet
         from pylibsrtp import Error
 
         try:
-            return bytes(self._session.unprotect(packet))
+            return bytes((self._session.unprotect_rtcp if control else self._session.unprotect)(packet))
         except (Error, TypeError):
             return None
 

@@ -10,6 +10,7 @@ Never used in a regroup call: there the media profile comes from the signed I_ME
 ('opus', ('192.0.2.2', 4002), ('192.0.2.1', 4000))
 
 :RFC 3264: partly; one stream of audio; others are refused in their place
+:RFC 3605: yes; RTCP on another port than the next
 :RFC 4568: partly; SDES for RTP/SAVP without MKI and session parameters
 """
 
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from mcptt_sip.errors import ProtocolError
+from mcptt_sip.uri import is_address
 from media.errors import MediaError
 from media.sdp import MediaDescription, SessionDescription
 
@@ -108,7 +110,8 @@ class Agreed:
     """What both sides will do. Payload types: `send` is theirs (what they want to get), `receive` ours.
 
     `sends` and `receives`: the directions in force. `remote` is ``None`` while the peer has no address (an old form
-    of hold). Keys are ``None`` in a call without SRTP.
+    of hold), and so is `remote_rtcp`, where its RTCP is received: with `rtcp_mux` where its RTP is. Keys are ``None``
+    in a call without SRTP.
     """
 
     codec: Codec
@@ -121,12 +124,16 @@ class Agreed:
     event_receive: int | None = None
     local_key: Crypto | None = None
     remote_key: Crypto | None = None
+    remote_rtcp: tuple[str, int] | None = None
+    rtcp_mux: bool = False
 
 
 class OfferAnswer:
     """One side's part in the offer/answer exchanges of one call, for one stream of audio.
 
     :param host: our address, numeric, and `port` where RTP is received
+    :param rtcp_port: where RTCP is received if not on the same port (RFC 5761); ``None``: the port after RTP's, and
+        nowhere else
     :param sdes: RTP/SAVP with SDES keys is offered, and nothing else accepted
     :param token: gives fresh random octets
     """
@@ -139,8 +146,10 @@ class OfferAnswer:
         codecs: tuple[Codec, ...] = CODECS,
         sdes: bool = False,
         token: Callable[[], bytes],
+        rtcp_port: int | None = None,
     ) -> None:
         self.host, self.port = host, port
+        self.rtcp_port = rtcp_port
         self.codecs = codecs
         self.sdes = sdes
         self.agreed: Agreed | None = None
@@ -264,6 +273,7 @@ class OfferAnswer:
         direction = _direction(theirs, whole)
         if host in ("0.0.0.0", "::"):  # noqa: S104 - RFC 2543's hold: nothing may be sent there
             host = None
+        mux = self.rtcp_port is not None and theirs.attribute("rtcp-mux") is not None
         event = self._event(theirs, codec.clock)
         ours = next(c.payload_type for c in self.codecs if c.name == codec.name) if answering else number
         wish = self.wanted
@@ -278,6 +288,8 @@ class OfferAnswer:
             event_receive=_EVENTS[codec.clock] if answering and event is not None else event,
             local_key=keys[0],
             remote_key=keys[1],
+            remote_rtcp=None if host is None else (host, theirs.port) if mux else _rtcp_address(theirs, host),
+            rtcp_mux=mux,
         )
 
     def _chosen_key(self, theirs: MediaDescription, answering: bool) -> tuple[Crypto, Crypto] | None:
@@ -327,6 +339,10 @@ class OfferAnswer:
             formats.append(str(number))
             lines += [("a", f"rtpmap:{number} telephone-event/{clock}"), ("a", f"fmtp:{number} 0-15")]
         lines += [("a", "ptime:20"), ("a", direction)]
+        if self.rtcp_port not in (None, self.port + 1):
+            lines.append(("a", f"rtcp:{self.rtcp_port}"))
+        if self.rtcp_port is not None and (agreed is None or agreed.rtcp_mux):
+            lines.append(("a", "rtcp-mux"))
         if self.sdes:
             keys = self._keys if agreed is None or agreed.local_key is None else (agreed.local_key,)
             lines += [("a", f"crypto:{key}") for key in keys]
@@ -350,6 +366,15 @@ def _direction(media: MediaDescription, whole: SessionDescription) -> str:
     return next(
         (value for kind, value in whole.lines if kind == "a" and value in _REVERSED), "sendrecv"
     )
+
+
+def _rtcp_address(media: MediaDescription, host: str) -> tuple[str, int] | None:
+    """Where a stream's RTCP goes: as ``a=rtcp`` says (RFC 3605), else to the next port."""
+    port, _, where = (media.attribute("rtcp") or str(media.port + 1)).partition(" ")
+    if not port.isdecimal() or not 0 < int(port[:6]) < 65536:
+        return None
+    network, _, other = where.rpartition(" ")
+    return (other if network in ("IN IP4", "IN IP6") and is_address(other) else host), int(port)
 
 
 def _refused(theirs: MediaDescription) -> MediaDescription:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RTCP sender and receiver reports (RFC 3550 6.4), and the figures that go into them; sans-IO.
+"""RTCP sender and receiver reports (RFC 3550 6.4), source descriptions, goodbyes, and the figures that go into reports;
+sans-IO.
 
 >>> stream = StreamStatistics(0x1234, 48000)
 >>> for number in (0, 1, 3):
@@ -14,14 +15,28 @@ True
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from media.errors import RtpError
 
-__all__ = ["ReceiverReports", "Report", "ReportBlock", "StreamStatistics", "decode_report", "ntp_middle", "round_trip"]
+__all__ = [
+    "ReceiverReports",
+    "Report",
+    "ReportBlock",
+    "StreamStatistics",
+    "decode_report",
+    "goodbye",
+    "is_report",
+    "ntp_middle",
+    "packets_of",
+    "round_trip",
+    "source_description",
+]
 
 _NTP_UNIX = 2208988800
-_SR, _RR = 200, 201
+_SR, _RR, _SDES, _BYE = 200, 201, 202, 203
+_CNAME = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +105,37 @@ def decode_report(data: bytes) -> Report:
             ReportBlock(ssrc, word >> 24, lost - (lost >> 23 << 24), highest, jitter, last, since)
         )
     return Report(int.from_bytes(data[4:8], "big"), tuple(blocks), ntp, timestamp, packets, octets)
+
+
+def packets_of(compound: bytes) -> Iterator[bytes]:
+    """Each packet of a compound packet (6.1). Raises :class:`RtpError` for what is none."""
+    at = 0
+    while at < len(compound):
+        end = at + 4 + 4 * int.from_bytes(compound[at + 2 : at + 4], "big")
+        if end > len(compound) or compound[at] >> 6 != 2:
+            raise RtpError("not an RTCP packet")
+        yield compound[at:end]
+        at = end
+
+
+def is_report(packet: bytes) -> bool:
+    """Whether :func:`decode_report` is for this one."""
+    return packet[1] in (_SR, _RR)
+
+
+def source_description(ssrc: int, cname: str) -> bytes:
+    """The packet that says who a source is (6.5.1). Raises ``ValueError`` for a name above 255 octets."""
+    name = cname.encode()
+    if len(name) > 255:
+        raise ValueError("a CNAME has at most 255 octets")
+    chunk = struct.pack(">IBB", ssrc, _CNAME, len(name)) + name
+    chunk += bytes(4 - len(chunk) % 4)  # the end of the items, and up to the next word
+    return struct.pack(">BBH", 0x81, _SDES, len(chunk) // 4) + chunk
+
+
+def goodbye(ssrc: int) -> bytes:
+    """The packet that says that a source is no more (6.6)."""
+    return struct.pack(">BBHI", 0x81, _BYE, 1, ssrc)
 
 
 def ntp_middle(unix: float) -> int:

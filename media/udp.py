@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from media.fanout import Address, FanOut, FanOutThread, mapped, plain
 
-__all__ = ["Address", "Datagrams", "Trace", "mark", "open_pair"]
+__all__ = ["Address", "Datagrams", "Trace", "mark", "open_adjacent", "open_pair"]
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,9 @@ def _nobody(_octets: bytes, _source: Address) -> None:
 
 
 class Datagrams:
-    """A UDP socket on a port that the system chooses; hands every datagram to ``on_datagram``.
+    """A UDP socket; hands every datagram to ``on_datagram``.
+
+    :param port: 0: one that the system chooses
 
     On ``::`` it speaks IPv6 and IPv4, whose addresses are given and taken in their own form.
     :param send_buffer: octets that the system keeps of what is sent, as far as it allows; a packet to a large group
@@ -37,7 +39,9 @@ class Datagrams:
     Raises ``OSError`` when the address cannot be had.
     """
 
-    def __init__(self, host: str, *, dscp: int = 0, max_datagram: int = 1500, send_buffer: int = 0) -> None:
+    def __init__(
+        self, host: str, port: int = 0, *, dscp: int = 0, max_datagram: int = 1500, send_buffer: int = 0
+    ) -> None:
         self.on_datagram: Callable[[bytes, Address], None] = _nobody
         self.errors = 0
         self.oversized = 0
@@ -53,7 +57,7 @@ class Datagrams:
                 self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             if send_buffer:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-            self._socket.bind((host, 0))
+            self._socket.bind((host, port))
         except OSError:
             self._socket.close()
             raise
@@ -142,6 +146,21 @@ def open_pair(
     except OSError:
         audio.close()
         raise
+
+
+def open_adjacent(host: str, *, dscp: int, max_datagram: int, tries: int = 16) -> tuple[Datagrams, Datagrams]:
+    """A socket for RTP on an even port and one for RTCP on the next (RFC 3550 11); any two where none such is found.
+    Raises ``OSError``, and then leaves none open."""
+    for _ in range(tries):
+        rtp = Datagrams(host, dscp=dscp, max_datagram=max_datagram)
+        port = rtp.address[1]
+        if port % 2 == 0:
+            try:
+                return rtp, Datagrams(host, port + 1, dscp=dscp, max_datagram=max_datagram)
+            except OSError:
+                log.debug("port %d is another's", port + 1)
+        rtp.close()
+    return open_pair(host, dscp=dscp, max_datagram=max_datagram)
 
 
 def mark(sock: socket.socket, dscp: int) -> None:

@@ -204,8 +204,14 @@ class Telephone:
 
     def _tell_ended(self, call: Call) -> None:
         """The last event of a call that was told of: answered, refused, or given up by its caller."""
-        counters = {} if call.media is None else {name: call.media.counters[name] for name in ("sent", "received")}
-        self.tell("ended", call=call.id, cause=None if call.cause is None else call.cause.name.lower(), **counters)
+        media = call.media
+        figures: dict[str, Any] = {}
+        if media is not None:
+            figures = {name: media.counters[name] for name in ("sent", "received")}
+            if (report := media.peer_report) is not None:  # what the peer's RTCP says of our audio
+                figures |= {"lost": report.lost_in_all, "jitter": round(report.jitter, 4)}
+                figures["round_trip"] = None if report.round_trip is None else round(report.round_trip, 4)
+        self.tell("ended", call=call.id, cause=None if call.cause is None else call.cause.name.lower(), **figures)
         self._maybe_over()
 
     async def _play(self, call: Call, path: Path) -> None:

@@ -169,10 +169,11 @@ async def test_baresip_calls_and_is_called_with_audio_both_ways(
         await ours.event("incoming")
         answered = await ours.event("answered")
         assert answered["codec"] == "PCMU" and (answered["srtp"] is not None) == secure
-        await asyncio.sleep(1.5)  # of speech
+        await asyncio.sleep(5.8)  # of speech: baresip reports every 5 s
         theirs.type("/hangup")
         ended = await ours.event("ended")
         assert ended["cause"] == "remote_bye" and ended["received"] > 40 and ended["sent"] > 40
+        assert ended["lost"] == 0 and ended["jitter"] < 0.1, "what its RTCP says of our audio"
         assert abs(pitch(heard) - 440) < 10
         heard.unlink()
         for file in tmp_path.glob("dump-*"):
