@@ -55,9 +55,12 @@ class ServerRequest:
         content_type: str | None = None,
         now: float,
     ) -> None:
-        """Answer it. A final answer is given once; a second is a `LocalProtocolError`."""
+        """Answer it. A final answer is given once; a second is a `LocalProtocolError`, and so is what nobody may say to
+        another request than INVITE: a provisional answer (100 comes by itself when it is due) or 408 (RFC 4320 4)."""
         if self.answered:
             raise LocalProtocolError(f"the {self.method} is answered already")
+        if self.method != "INVITE" and (status < 200 or status == 408):
+            raise LocalProtocolError(f"{status} is no answer to {self.method} (RFC 4320 4)")
         response = self.request.response(
             status, reason, headers=headers, body=body, content_type=content_type, to_tag=self._services.tag()
         )

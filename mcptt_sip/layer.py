@@ -425,6 +425,8 @@ class TransactionLayer:
             # a header that only this use of the request needed; its transaction must not stay open for ever
             log.info("flow=%s %s: %s", flow, request, error)
             self.answer(record, request.response(error.status, to_tag=self.tag()), now)
+        if not record.final:
+            self.watch(record)  # it has to be answered in time
 
     def _dispatch(self, record: ServerRecord, to_tag: str | None, now: float) -> None:
         """The first request of a server transaction."""
@@ -462,15 +464,12 @@ class TransactionLayer:
     ) -> ServerRecord:
         record = ServerRecord(self, request, flow, key)
         timers = self.settings.timers
-        if request.method == "INVITE":
-            def trying() -> Outgoing:
-                response = request.response(100)
-                return Outgoing(response, record.way, transaction=record, is_request=False)
 
-            record.machine = InviteServerTransaction(trying, reliable=flow.reliable, now=now, timers=timers)
-            self.watch(record)
-        else:  # its time begins with its answer
-            record.machine = NonInviteServerTransaction(reliable=flow.reliable, timers=timers)
+        def trying() -> Outgoing:
+            return Outgoing(request.response(100), record.way, transaction=record, is_request=False)
+
+        kind = InviteServerTransaction if request.method == "INVITE" else NonInviteServerTransaction
+        record.machine = kind(trying, reliable=flow.reliable, now=now, timers=timers)
         self._servers[key] = record
         headers = request.headers
         if to_tag is None and request.method != "CANCEL":

@@ -18,7 +18,7 @@ requests it takes (`DigestAuthenticator`), and where they go (`Registrar`).
 
 :RFC 5393: yes; loops are found, and Max-Breadth says how many targets are tried at once
 :RFC 5658: yes
-:RFC 4320: partly; a proxy sends no 408 to a non-INVITE, 100 is not sent late for one
+:RFC 4320: yes
 """
 
 from __future__ import annotations

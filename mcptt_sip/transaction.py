@@ -50,6 +50,16 @@ class Timers:
     d: float = 32.0
 
     @property
+    def late(self) -> float:
+        """How long a TU may take to answer another request before 100 is sent for it: until timer E of its client has
+        grown to T2 (RFC 4320 4.1)."""
+        interval, passed = self.t1, 0.0
+        while interval < self.t2:
+            passed += interval
+            interval *= 2
+        return passed
+
+    @property
     def give_up(self) -> float:
         """64·T1: timers B, F, H, J, L, M."""
         return 64 * self.t1
@@ -91,7 +101,7 @@ class On(Enum):
     TIMER_K = auto()
     TIMER_L = auto()
     TIMER_M = auto()
-    TIMER_TRYING = auto()  # 17.2.1: "unless it knows that the TU will generate a response within 200 ms"
+    TIMER_TRYING = auto()  # 17.2.1: no response of the TU within 200 ms; RFC 4320 4.1: none until timer E is T2
     TRANSPORT_ERROR = auto()
 
 
@@ -319,11 +329,15 @@ class NonInviteClientTransaction(_ClientMachine):
 
 
 class _ServerMachine(_Machine):
-    __slots__ = ("_last",)
+    """`trying` is the 100 that is sent when the TU is slow, or what makes it."""
 
-    def __init__(self, state: State, *, reliable: bool, timers: Timers) -> None:
+    __slots__ = ("_last", "_trying")
+
+    def __init__(self, state: State, trying: Any, at: float, *, reliable: bool, timers: Timers) -> None:
         super().__init__(state, timers, reliable)
         self._last: Any = None
+        self._trying = trying
+        self._due[On.TIMER_TRYING] = at
 
     def receive_again(self, now: float) -> None:
         """The request came once more."""
@@ -335,7 +349,7 @@ class _ServerMachine(_Machine):
 
     def release(self) -> None:
         super().release()
-        self._last = None
+        self._last = self._trying = None
 
     def _send(self, response: Any, now: float) -> None:
         self._last = response
@@ -344,29 +358,6 @@ class _ServerMachine(_Machine):
     def _send_last(self, _: Any, now: float) -> None:
         if self._last is not None:
             self._out.append(Send(self._last))
-
-
-class InviteServerTransaction(_ServerMachine):
-    """RFC 3261 17.2.1 with the Accepted state of RFC 6026 7.1. `trying` is the 100 that is sent when the TU is slow."""
-
-    __slots__ = ("_trying",)
-    RESTS_IN = State.ACCEPTED
-
-    def __init__(
-        self,
-        trying: Any,
-        *,
-        reliable: bool,
-        now: float,
-        timers: Timers = Timers(),
-    ) -> None:
-        super().__init__(State.PROCEEDING, reliable=reliable, timers=timers)
-        self._trying = trying
-        self._due[On.TIMER_TRYING] = now + timers.trying
-
-    def acknowledge(self, now: float) -> None:
-        """An ACK that matches this transaction."""
-        self._step(On.ACK, None, now)
 
     def _say_trying(self, _: Any, now: float) -> None:
         trying = self._trying() if callable(self._trying) else self._trying
@@ -377,6 +368,27 @@ class InviteServerTransaction(_ServerMachine):
         self._due.pop(On.TIMER_TRYING, None)
         self._trying = None
         self._send(response, now)
+
+
+class InviteServerTransaction(_ServerMachine):
+    """RFC 3261 17.2.1 with the Accepted state of RFC 6026 7.1."""
+
+    __slots__ = ()
+    RESTS_IN = State.ACCEPTED
+
+    def __init__(
+        self,
+        trying: Any,
+        *,
+        reliable: bool,
+        now: float,
+        timers: Timers = Timers(),
+    ) -> None:
+        super().__init__(State.PROCEEDING, trying, now + timers.trying, reliable=reliable, timers=timers)
+
+    def acknowledge(self, now: float) -> None:
+        """An ACK that matches this transaction."""
+        self._step(On.ACK, None, now)
 
     def _again(self, _: Any, now: float) -> None:
         if self._last is not None:
@@ -416,16 +428,23 @@ class InviteServerTransaction(_ServerMachine):
 
 
 class NonInviteServerTransaction(_ServerMachine):
-    """RFC 3261 17.2.2."""
+    """RFC 3261 17.2.2 with the 100 of RFC 4320 4.1."""
 
     __slots__ = ()
     RESTS_IN = State.COMPLETED
 
-    def __init__(self, *, reliable: bool, timers: Timers = Timers()) -> None:
-        super().__init__(State.TRYING, reliable=reliable, timers=timers)
+    def __init__(
+        self,
+        trying: Any,
+        *,
+        reliable: bool,
+        now: float,
+        timers: Timers = Timers(),
+    ) -> None:
+        super().__init__(State.TRYING, trying, now + timers.late, reliable=reliable, timers=timers)
 
     def _finish(self, response: Any, now: float) -> None:
-        self._send(response, now)
+        self._progress(response, now)
         self._after(On.TIMER_J, 0 if self._reliable else self.timers.give_up, now)
 
 
@@ -487,9 +506,10 @@ InviteServerTransaction.TABLE = {
     (S.ACCEPTED, On.TRANSPORT_ERROR): (S.ACCEPTED, I._fail),
 }
 V = NonInviteServerTransaction
-#: RFC 3261 figure 8
+#: RFC 3261 figure 8, with the 100 of RFC 4320 4.1
 NonInviteServerTransaction.TABLE = {
-    (S.TRYING, On.PROVISIONAL): (S.PROCEEDING, V._send),
+    (S.TRYING, On.PROVISIONAL): (S.PROCEEDING, V._progress),
+    (S.TRYING, On.TIMER_TRYING): (S.PROCEEDING, V._say_trying),
     (S.TRYING, On.SUCCESS): (S.COMPLETED, V._finish),
     (S.TRYING, On.FAILURE): (S.COMPLETED, V._finish),
     (S.TRYING, On.TRANSPORT_ERROR): (S.TERMINATED, V._fail),

@@ -159,8 +159,9 @@ class RandomMachine(StackPair):
             else:
                 incoming.respond(200 if draw < 0.8 else 488, **(BODY if draw < 0.8 else {}), now=now)
         elif self.chaos and draw < 0.25:
-            for _ in range(self.random.choice((0, 1, 2))):
-                incoming.respond(self.random.choice((100, 182)), now=now)
+            for _ in range(self.random.choice((0, 1, 2))):  # of a peer who has not heard of RFC 4320
+                answer = incoming.request.response(self.random.choice((100, 182)))
+                incoming._services.answer(incoming._transaction, answer, now)
             self.waiting.append(incoming)
         else:
             incoming.respond(200 if draw < 0.9 else 489, now=now)

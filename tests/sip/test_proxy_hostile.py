@@ -121,7 +121,10 @@ def test_a_provisional_answer_to_no_invite_goes_no_further() -> None:
 
     def handle(event: object, now: float) -> None:
         if isinstance(event, RequestReceived):
-            event.incoming.respond(183, now=now)
+            with pytest.raises(LocalProtocolError, match="4320"):
+                event.incoming.respond(183, now=now)
+            incoming = event.incoming  # as somebody does who has not heard of it
+            incoming._services.answer(incoming._transaction, incoming.request.response(183), now)
             event.incoming.respond(200, now=now)
 
     net.bob.handler = handle

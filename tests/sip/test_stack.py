@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mcptt_sip.auth import DigestAuthenticator, DigestCredentials, Verdict
+from mcptt_sip.errors import LocalProtocolError
 from mcptt_sip.flow import Flow
 from mcptt_sip.headers import TargetDialog
 from mcptt_sip.incoming import RequestReceived
@@ -79,6 +80,26 @@ def test_a_call_with_a_reliable_183_from_invite_to_bye(net: Net) -> None:
     (ended,) = net.bob.told(Ended)
     assert ended.cause is Cause.REMOTE_BYE and "bye" in ended.request.headers.get("Reason")
     assert net.alice.stack._dialogs == {} and net.bob.stack._dialogs == {}
+
+
+def test_a_request_that_is_answered_late_has_100_before(net: Net) -> None:
+    """RFC 4320 4: nothing provisional but that, not before timer E is T2, and never 408."""
+    request = net.alice.stack.compose("MESSAGE", net.bob.uri, from_=f"<{net.alice.uri}>")
+    net.alice.stack.request(request, net.now, flow=net.flow(net.alice))
+    net.run(3.0)
+    (received,) = net.bob.told(RequestReceived)
+    assert "100 MESSAGE" not in net.sent()
+    net.run(3.0)
+    for status in (100, 183, 408):
+        with pytest.raises(LocalProtocolError, match="4320"):
+            received.incoming.respond(status, now=net.now)
+    received.incoming.respond(200, now=net.now)
+    net.run(1.0)
+    answers = [text for text in net.sent() if text.endswith(" MESSAGE")]
+    assert answers[0] == "100 MESSAGE" and answers[-1] == "200 MESSAGE"
+    assert [told.response.status for told in net.alice.told(ResponseReceived)][-1] == 200
+    net.run(100.0)
+    assert not net.bob.stack._servers and not net.alice.stack._clients
 
 
 def test_either_side_may_hang_up(net: Net) -> None:

@@ -69,6 +69,7 @@ ROWS: dict[str, str] = {
     """,
     "NonInviteServerTransaction": """
         TRYING PROVISIONAL -> PROCEEDING
+        TRYING TIMER_TRYING -> PROCEEDING
         TRYING SUCCESS -> COMPLETED
         TRYING FAILURE -> COMPLETED
         TRYING TRANSPORT_ERROR -> TERMINATED

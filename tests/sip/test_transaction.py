@@ -17,6 +17,7 @@ from mcptt_sip.transaction import (
     Send,
     State,
     TimedOut,
+    Timers,
     TransportFailed,
 )
 
@@ -129,6 +130,30 @@ def invite_server(*, reliable: bool) -> InviteServerTransaction:
     return InviteServerTransaction("100", reliable=reliable, now=0.0)
 
 
+def non_invite_server(*, reliable: bool) -> NonInviteServerTransaction:
+    return NonInviteServerTransaction("100", reliable=reliable, now=0.0)
+
+
+@pytest.mark.parametrize("reliable", [False, True])
+@pytest.mark.parametrize(
+    ("timers", "late"), [(Timers(), 3.5), (Timers(t1=0.25), 3.75), (Timers(t1=1.0, t2=4.0), 3.0), (Timers(t1=4.0), 0.0)]
+)
+def test_a_late_answer_to_another_request_has_100_sent_before_it(reliable: bool, timers: Timers, late: float) -> None:
+    """RFC 4320 4.1: when timer E of the client has grown to T2."""
+    machine = NonInviteServerTransaction("100", reliable=reliable, now=0.0, timers=timers)
+    assert lived(machine, 10.0) == [(late, Send("100"))]
+    machine.receive_again(10.5)
+    machine.respond("200", 200, 11.0)
+    machine.receive_again(11.5)
+    assert machine.events() == [Send("100"), Send("200"), *([] if reliable else [Send("200")])]
+
+
+def test_a_quick_answer_to_another_request_needs_no_100() -> None:
+    machine = non_invite_server(reliable=False)
+    machine.respond("200", 200, 3.0)
+    assert lived(machine, 60.0) == [(0.0, Send("200"))] and machine.terminated
+
+
 def test_a_slow_user_has_trying_sent_for_it_after_200_milliseconds() -> None:
     assert lived(invite_server(reliable=False), 5.0) == [(0.2, Send("100"))]
 
@@ -179,7 +204,7 @@ def test_timer_l_absorbs_the_request_after_a_2xx_which_the_user_repeats(reliable
 
 @pytest.mark.parametrize(("reliable", "j"), [(False, 32.0), (True, None)])
 def test_timer_j_answers_repeated_requests(reliable: bool, j: float | None) -> None:
-    machine = NonInviteServerTransaction(reliable=reliable)
+    machine = non_invite_server(reliable=reliable)
     machine.receive_again(0.1)
     assert machine.events() == [], "nothing to repeat yet"
     machine.respond("200", 200, 1.0)
@@ -196,7 +221,7 @@ def test_timer_j_answers_repeated_requests(reliable: bool, j: float | None) -> N
     [
         invite_client(reliable=False),
         NonInviteClientTransaction("OPTIONS", reliable=False, now=0.0),
-        NonInviteServerTransaction(reliable=False),
+        non_invite_server(reliable=False),
     ],
 )
 def test_a_transport_that_fails_ends_it_and_is_told(machine: Any) -> None:
