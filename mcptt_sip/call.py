@@ -115,6 +115,7 @@ class Call:
         self.session = session
         self.incoming = incoming
         self.media: CallMedia | None = None
+        self._answered_by: str | None = None  # the tag of the early dialog whose answer is in force
         self.ended = asyncio.Event()
         self.ringing = asyncio.Event()
         self.confirmed = asyncio.Event()
@@ -373,9 +374,12 @@ class Call:
         self.response = event.response
         if event.response.status in (180, 182, 183):
             self.ringing.set()
-        description = _described(event.response)
-        if description is not None and self.media is not None and self.session.ack_body is None:
-            self._take_answer(description)
+        description, tag = _described(event.response), event.response.headers.to.tag
+        if self.media is not None and self.session.ack_body is None:
+            if event.response.status == 199 and tag == self._answered_by:
+                self.media.negotiation.withdraw()  # RFC 6228 4: no media to an early dialog that is over
+            elif description is not None and self._take_answer(description):
+                self._answered_by = tag
         self.on_progress(event.response)
 
     def was_answered(self, event: Answered) -> None:

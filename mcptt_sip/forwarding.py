@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: 16.7 step 6: of the 4xx, what the caller can do something about
 _HELPFUL = (401, 407, 415, 420, 484)
+#: early dialogs of one branch that are remembered
+_MAX_EARLY = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Branch:
         #: its share of the request's Max-Breadth
         self.breadth = 1
         #: when it has rung for too long (timer C), and when the answer to its CANCEL is not waited for any longer
+        #: tags of its early dialogs of which nobody has said that they are over
+        self.early: set[str] = set()
         self.timer_c: float | None = None
         self.give_up: float | None = None
         self.record: ClientRecord | None = None
@@ -159,6 +163,11 @@ class Forwarding:
             # RFC 4320 4.1: no provisional answer but 100 to anything but an INVITE, and 100 goes one hop
             if response.status > 100 and not self._done and self.request.method == "INVITE":
                 self._watch_ringing(branch, now)
+                tag = response.headers.to.tag
+                if response.status == 199:
+                    branch.early.discard(tag or "")
+                elif tag and len(branch.early) < _MAX_EARLY:
+                    branch.early.add(tag)
                 self._proxy.answer(self._record, passed, now)
             return
         branch.final = passed
@@ -181,15 +190,17 @@ class Forwarding:
 
     def _failed(self, branch: Branch, now: float) -> None:
         """One that waited has the breadth of this one, else the best answer is chosen (16.7 step 6): when all are
-        there."""
+        there. Until then the caller is told of the early dialogs that are over."""
         if self._waiting:
             following = self._waiting.pop(0)
             following.breadth = branch.breadth
             self._start(following, now)
+        if any(other.final is None for other in self._branches):
+            self._tell_of_the_end(branch, now)
             return
-        answers = [branch.final for branch in self._branches if branch.final is not None]
-        if self._done or len(answers) < len(self._branches):
+        if self._done:
             return
+        answers = [one.final for one in self._branches if one.final is not None]
         best = min(answers, key=_rank)
         if best.status == 408 and self.request.method != "INVITE":
             self._finish(now)  # RFC 4320 4.2: it would come too late for who asked
@@ -200,6 +211,18 @@ class Forwarding:
         elif best.status in (401, 407):
             _collect_challenges(best, [answer for answer in answers if answer is not best])
         self._answer(best, now)
+
+    def _tell_of_the_end(self, branch: Branch, now: float) -> None:
+        """199 for each early dialog of a branch that has failed (RFC 6228 6)."""
+        headers, final = self.request.headers, branch.final
+        if self._done or final is None or "199" not in headers.supported:
+            return
+        if "100rel" in (*headers.require, *headers.values("proxy-require")):
+            return  # a proxy can send nothing reliably
+        for tag in sorted(branch.early):
+            reason = [("Reason", f"SIP;cause={final.status}")]
+            self._proxy.answer(self._record, self.request.response(199, headers=reason, to_tag=tag), now)
+        branch.early.clear()
 
     def _drop_waiting(self) -> None:
         """What was not tried yet is not tried any more."""

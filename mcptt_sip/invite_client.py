@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The caller's side of a session (RFC 3261 13.2, 9.1; RFC 3262; RFC 6026)."""
+"""The caller's side of a session (RFC 3261 13.2, 9.1; RFC 3262; RFC 6026).
+
+:RFC 6228: yes; 199 in every role
+"""
 
 from __future__ import annotations
 
@@ -182,11 +185,25 @@ class ClientSession(InviteSession):
         transaction, response, flow = heard
         if response.status == 100:
             return
+        reliable = "100rel" in response.headers.require and response.headers.rseq is not None
+        if response.status == 199 and not reliable and response.headers.to.tag not in self.dialogs:
+            return  # RFC 6228 4: of a dialog that was never heard of
         dialog = self._early_dialog(transaction, response, flow)
-        if dialog is not None and "100rel" in response.headers.require and response.headers.rseq is not None:
-            if not self._acknowledge_provisional(dialog, response, now):
-                return
+        if dialog is not None and reliable and not self._acknowledge_provisional(dialog, response, now):
+            return
+        if response.status == 199 and dialog is not None:
+            self._early_dialog_is_over(dialog)
         self._services.emit(Progressed(self, response, dialog))
+
+    def _early_dialog_is_over(self, dialog: Dialog) -> None:
+        """RFC 6228 4; not for certain where it has another usage (RFC 5057). More may come, and a final answer will."""
+        if dialog.subscriptions:
+            return
+        del self.dialogs[dialog.remote_tag]
+        dialog.session = None
+        self._services.drop_dialog(dialog)
+        if self.dialog is dialog:
+            self.dialog = next(reversed(self.dialogs.values()), None)
 
     def _early_dialog(self, transaction: Any, response: Response, flow: Flow) -> Dialog | None:
         tag = response.headers.to.tag

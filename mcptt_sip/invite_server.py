@@ -94,15 +94,22 @@ class ServerSession(InviteSession):
 
         `reliable`: with RSeq, repeated until its PRACK (RFC 3262); by default where the caller requires it.
         Asking for it from a caller that does not support it is a `LocalProtocolError`. A second reliable response
-        waits for the PRACK of the first.
+        waits for the PRACK of the first. 199 (RFC 6228) is for a caller who supports it, and needs a Reason.
         """
         if not 101 <= status <= 199:
             raise LocalProtocolError(f"{status} is no provisional response of an application")
+        if status == 199 and "199" not in self.request.headers.supported:
+            raise LocalProtocolError("the caller does not support 199")
         if reliable is None:
             reliable = "100rel" in self.request.headers.require
         if reliable and not self.supports_reliable:
             raise LocalProtocolError("the caller does not support 100rel")
         response = self._response(status, reason, headers, body, content_type)
+        if status == 199:
+            if not response.headers.reason:
+                raise LocalProtocolError("199 needs a Reason (RFC 6228 5)")
+            understood = [tag for tag in response.headers.supported if tag != "199"]
+            response.headers.set("Supported", ", ".join(understood))
         self._step(Happens.PROGRESS, (response, reliable), now, local=True)
 
     def accept(
@@ -196,6 +203,8 @@ class ServerSession(InviteSession):
                 self._queue.append(response)
                 return
             self._send_reliable(response, now)
+        elif response.status == 199:  # says something once, and nothing of how it stands
+            self._services.answer(self._transaction, response, now)
         else:
             self._last_progress = (response, False)
             self._services.answer(self._transaction, response, now)
@@ -211,10 +220,12 @@ class ServerSession(InviteSession):
         if "100rel" not in response.headers.require:
             response.headers.add("Require", "100rel")
         self._reliable = _Reliable(response, self._rseq, timers.t1)
-        self._last_progress = (response, True)
         self._services.answer(self._transaction, response, now)
         self.start_timer(Due.RELIABLE_AGAIN, now + timers.t1)
         self.start_timer(Due.NO_PRACK, now + timers.give_up)
+        if response.status == 199:
+            return
+        self._last_progress = (response, True)
         self.start_timer(Due.PROGRESS_AGAIN, now + self._services.settings.reliable_progress_interval)
 
     def _receive_prack(self, transaction: Any, request: Request, now: float) -> None:

@@ -236,6 +236,11 @@ class OfferAnswer:
         self.peer_direction = _direction(theirs, answer)
         self.agreed = agreed
 
+    def withdraw(self) -> None:
+        """What was agreed holds no more; our offer still stands: whoever gave the answer is gone, and another of the
+        fork may give his."""
+        self.agreed = None
+
     # --- inside
 
     def _read(self, body: bytes) -> SessionDescription:

@@ -49,7 +49,7 @@ class StackSettings:
     contact_params: tuple[tuple[str, str | None], ...] = ()
     #: option tags understood; the value of Supported, and what Require may name
     supported: tuple[str, ...] = (
-        "100rel", "timer", "replaces", "tdialog", "norefersub", "nosub", "path", "outbound", "gruu",
+        "100rel", "199", "timer", "replaces", "tdialog", "norefersub", "nosub", "path", "outbound", "gruu",
     )  # fmt: skip
     #: methods answered; another known one gets 405, an unknown one 501
     allow: tuple[str, ...] = (

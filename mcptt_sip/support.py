@@ -23,7 +23,6 @@ NOT = {
     4235: "dialog event package",
     5763: "DTLS-SRTP",
     6140: "bulk registration",
-    6228: "199",
     8224: "Identity",
     8445: "ICE",
     8599: "push",

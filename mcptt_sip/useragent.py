@@ -65,7 +65,7 @@ RequestHandler = Callable[[ServerRequest], Coroutine[Any, Any, object]]
 
 #: what a telephone understands, as against a server
 TELEPHONE = StackSettings(
-    supported=("100rel", "timer", "replaces", "tdialog", "norefersub", "nosub", "outbound", "gruu", "path"),
+    supported=("100rel", "199", "timer", "replaces", "tdialog", "norefersub", "nosub", "outbound", "gruu", "path"),
     allow=(
         "INVITE", "ACK", "CANCEL", "BYE", "PRACK", "UPDATE", "INFO", "MESSAGE", "REFER", "SUBSCRIBE", "NOTIFY",
         "OPTIONS",

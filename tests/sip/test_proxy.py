@@ -245,6 +245,37 @@ def test_the_best_answer_is_chosen_when_all_have_answered(answers: tuple[int, in
     net.nothing_left()
 
 
+# --- RFC 6228: early dialogs that are over
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [([("Supported", "199")], True), ([("Supported", "timer")], False),
+     ([("Supported", "199, 100rel"), ("Require", "100rel")], False)],
+)  # fmt: skip
+def test_the_caller_is_told_of_the_early_dialog_of_a_branch_that_failed(
+    headers: list[tuple[str, str]], told: bool
+) -> None:
+    net = ProxyNet()
+    net.targets = lambda _: [Target(net.bob.uri), Target(net.carol.uri)]
+    net.bob.handler = net.carol.handler = net.answering(after="ring")
+    session = net.call(headers=headers)
+    net.run(1.0)
+    first, second = (end.told(InviteReceived)[0].session for end in (net.bob, net.carol))
+    take(first, 486, net.now)
+    net.run(1.0)
+    ends = [m for _, m, to in net.log if to is net.alice and isinstance(m, Response) and m.status == 199]
+    assert len(ends) == told and net.statuses == []
+    if told:
+        assert ends[0].headers.to.tag == first.local_tag and ends[0].headers.reason[0].cause == 486
+        assert set(session.dialogs) == {second.local_tag}
+    take(second, 404, net.now)
+    net.run(60.0)
+    assert net.statuses == [486]
+    assert sum(isinstance(m, Response) and m.status == 199 for _, m, to in net.log if to is net.alice) == told
+    net.nothing_left()
+
+
 # --- RFC 5393 5: how many at a time
 
 

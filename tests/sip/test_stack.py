@@ -102,6 +102,49 @@ def test_a_request_that_is_answered_late_has_100_before(net: Net) -> None:
     assert not net.bob.stack._servers and not net.alice.stack._clients
 
 
+def test_199_ends_an_early_dialog_and_the_call_goes_on(net: Net) -> None:
+    """RFC 6228: once, with its reason, and only for a caller who supports it."""
+
+    def handle(event: object, now: float) -> None:
+        if isinstance(event, InviteReceived):
+            event.session.progress(180, now=now)
+
+    net.bob.handler = handle
+    session = call(net)
+    net.run()
+    (invited,) = net.bob.told(InviteReceived)
+    with pytest.raises(LocalProtocolError, match="Reason"):
+        invited.session.progress(199, now=net.now)
+    assert session.dialog is not None
+    invited.session.progress(199, headers=[("Reason", "SIP;cause=486")], now=net.now)
+    net.run()
+    assert session.dialogs == {} and session.dialog is None and net.alice.stack._dialogs == {}
+    assert [event.response.status for event in net.alice.told(Progressed)] == [180, 199]
+    ended = net.alice.told(Progressed)[-1].response
+    assert "199" not in ended.headers.supported and "timer" in ended.headers.supported
+    net.run(130.0)
+    assert net.sent().count("199 INVITE") == 1 and net.sent().count("180 INVITE") == 3
+    invited.session.accept(body=SDP, content_type="application/sdp", now=net.now)
+    net.run()
+    assert net.alice.told(Answered) and session.established
+
+
+def test_199_of_a_dialog_that_was_never_heard_of_means_nothing(net: Net) -> None:
+    def handle(event: object, now: float) -> None:
+        if isinstance(event, InviteReceived):
+            event.session.progress(199, headers=[("Reason", "SIP;cause=486")], now=now)
+
+    net.bob.handler = handle
+    session = call(net)
+    net.run()
+    assert not net.alice.told(Progressed) and session.dialogs == {}
+    net.bob.handler = lambda _event, _now: None
+    (invited,) = net.bob.told(InviteReceived)
+    invited.session.request.headers.set("Supported", "timer")
+    with pytest.raises(LocalProtocolError, match="199"):
+        invited.session.progress(199, headers=[("Reason", "SIP;cause=486")], now=net.now)
+
+
 def test_either_side_may_hang_up(net: Net) -> None:
     _, theirs = established(net)
     theirs.bye(net.now)
