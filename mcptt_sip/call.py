@@ -31,6 +31,8 @@ __all__ = ["Call", "Host", "Waiter", "fragment_status", "session_description"]
 log = logging.getLogger(__name__)
 
 SDP = "application/sdp"
+#: early dialogs of one call whose answers are kept
+_MAX_ANSWERS = 64
 Body = tuple[str, bytes]
 _status_line = re.compile(rb"SIP/2\.0 ([1-6][0-9]{2})(?: |\r|\n|$)").match
 
@@ -115,7 +117,9 @@ class Call:
         self.session = session
         self.incoming = incoming
         self.media: CallMedia | None = None
-        self._answered_by: str | None = None  # the tag of the early dialog whose answer is in force
+        #: the answer of each early dialog, by its tag: the first description (RFC 3261 13.2.1); and whose is in force
+        self._answers: dict[str | None, bytes] = {}
+        self._answered_by: str | None = None
         self.ended = asyncio.Event()
         self.ringing = asyncio.Event()
         self.confirmed = asyncio.Event()
@@ -130,7 +134,8 @@ class Call:
         self._audio = audio
         self._body: Body | None = None
         self._outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._offer_due = False  # our offer is in a 2xx; its answer comes with the ACK
+        self._offer_due = False  # our offer is in a 2xx, or a reliable 1xx; its answer comes with the ACK, or PRACK
+        self._offered_early = False
         self._changing = asyncio.Lock()
         self._held = False
         session.context = self
@@ -179,11 +184,17 @@ class Call:
     ) -> CallMedia | None:
         """A provisional response; with `early_media` the answer is in it, sent reliably, and the audio begins.
 
-        `reliable`: see `mcptt_sip.invite_server.ServerSession.progress`.
+        `reliable`: see `mcptt_sip.invite_server.ServerSession.progress`. Raises `CallFailed` when the caller has given
+        up.
         """
         if early_media:
-            body = await self._answer_body()
             reliable = True if reliable is None else reliable
+        wanted = self.request.headers.requires("100rel") if reliable is None else reliable
+        late = self._audio and session_description(self.request) is None
+        if early_media or (body is None and late and wanted):  # RFC 3262 5: our offer MUST be in it
+            body = await self._answer_body()
+            self._offered_early = late and wanted
+        self._check_not_over()
         kind, octets = body or (None, b"")
         self.session.progress(
             status, headers=headers, body=octets, content_type=kind, reliable=reliable, now=self._host.now()
@@ -203,24 +214,30 @@ class Call:
 
     async def accept(self, *, headers: HeaderItems = (), body: Body | None = None) -> None:
         """As `answer`, for calls with audio or without."""
-        if body is None and self._audio:
+        self._check_not_over()
+        if body is None and self._audio and not self._offered_early:
             try:
                 body = await self._answer_body()
             except NotAcceptable as error:
                 await self.reject(488, headers=[_warning(305, error.reason)])
                 raise
-        if self.session.ended:
-            raise CallFailed("the caller gave up", None)
-        self._body = body
+        self._check_not_over()
+        self._body = body or self._body
         kind, octets = body or (None, b"")
         self.session.accept(headers=headers, body=octets, content_type=kind, now=self._host.now())
         self._host.transmit()
 
     async def reject(self, status: int = 486, reason: str | None = None, *, headers: HeaderItems = ()) -> None:
-        """A final response of 300 to 699."""
+        """A final response of 300 to 699. Raises `CallFailed` when the caller has given up."""
+        self._check_not_over()
         self.session.reject(status, reason=reason, headers=headers, now=self._host.now())
         self._over(Cause.RESPONSE)
         self._host.transmit()
+
+    def _check_not_over(self) -> None:
+        """The caller may give up while his call is still being handed to whoever decides."""
+        if self.session.ended and self.cause is not Cause.RESPONSE:
+            raise CallFailed("the caller gave up", None)
 
     async def redirect(self, *targets: str) -> None:
         """302 to these URIs."""
@@ -374,25 +391,41 @@ class Call:
         self.response = event.response
         if event.response.status in (180, 182, 183):
             self.ringing.set()
-        description, tag = _described(event.response), event.response.headers.to.tag
         if self.media is not None and self.session.ack_body is None:
-            if event.response.status == 199 and tag == self._answered_by:
+            tag = event.response.headers.to.tag
+            if event.response.status != 199:
+                self._take_answer_of(event.response)
+            elif self._answers.pop(tag, None) is not None and tag == self._answered_by:
                 self.media.negotiation.withdraw()  # RFC 6228 4: no media to an early dialog that is over
-            elif description is not None and self._take_answer(description):
-                self._answered_by = tag
         self.on_progress(event.response)
 
     def was_answered(self, event: Answered) -> None:
         """The 2xx to our INVITE."""
         self.response = event.response
-        if self.media is not None and self.session.ack_body is None:
-            description = _described(event.response)
-            agreed = self.media.negotiation.agreed is not None
-            if (description is None and not agreed) or (description is not None and not self._take_answer(description)):
+        if self.media is not None:
+            if self.session.ack_body is None:
+                good = self._take_answer_of(event.response)
+            else:
+                good = self.media.negotiation.agreed is not None  # his offer was answered in the ACK, or a PRACK
+            if not good:
                 self._give_up("the answer has nothing that can be done here", event.response)
                 return
         if not self._outcome.done():
             self._outcome.set_result(None)
+
+    def _take_answer_of(self, response: Response) -> bool:
+        """The answer of the callee who sent this: his first description, whatever others say (RFC 3261 13.2.1)."""
+        tag = response.headers.to.tag
+        first = self._answers.get(tag) or _described(response)
+        if first is None:
+            return False
+        if tag not in self._answers or self._answered_by != tag:
+            if not self._take_answer(first):
+                return False
+            if len(self._answers) < _MAX_ANSWERS:
+                self._answers[tag] = first
+            self._answered_by = tag
+        return True
 
     def _take_answer(self, description: bytes) -> bool:
         assert self.media is not None
@@ -511,7 +544,9 @@ class Call:
         if self.media is not None:
             try:
                 offer = session_description(incoming.request)
-                if offer is None:
+                if offer is None and incoming.method == "UPDATE":
+                    body = None  # its body says something else: nothing is offered, and so nothing answered
+                elif offer is None:
                     self._offer_due = incoming.method == "INVITE"
                     body = SDP, self.media.negotiation.offer()
                 else:

@@ -107,6 +107,6 @@ class Deadlines:
             timed = (heapq.heappop(heap) if not queue or (heap and heap[0] < queue[0]) else queue.popleft())[2]
             timed.scheduled = None
             real = timed.next_timer()
-            if real is not None and real <= now:
+            if real is not None and real <= due:  # else it has moved back, perhaps behind others that are due
                 timed.handle_timer(now)
             self.watch(timed)

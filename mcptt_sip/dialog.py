@@ -255,6 +255,7 @@ def route_request(request: Request, route_set: tuple[str, ...]) -> None:
         routes = [*route_set[1:], f"<{request.uri}>"]
         # "stripping any parameters that are not allowed in a Request-URI" (table 1: method, headers)
         request.uri = first.replace(headers=(), params=Params(first.params.without("method")))
+        request.strictly_routed = True
     else:
         routes = list(route_set)
     for route in routes:

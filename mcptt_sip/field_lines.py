@@ -25,7 +25,10 @@ from mcptt_sip.headers import (
     Warning,
     canonical,
     parse_delta_seconds,
+    parse_length,
+    parse_option_tags,
     parse_options,
+    parse_word,
 )
 
 __all__ = ["HeaderItems", "Headers"]
@@ -202,6 +205,12 @@ class Headers:
         self._fields[line[0]] = [line, *known[1:]]
         self._typed.pop(line[0], None)
 
+    def replace_value(self, name: str, value: object) -> None:
+        """Change the first value of this name; others that stand in the same line stay (a top Via)."""
+        known = self._fields.get(_KEYS.get(name) or canonical(name))
+        others = split_list(known[0][2])[1:] if known is not None and "," in known[0][2] else []
+        self.replace_first(name, ", ".join([str(value), *others]))
+
     def remove(self, name: str) -> None:
         """Drop every line of this name."""
         key = canonical(name)
@@ -343,7 +352,7 @@ class Headers:
             lines = self._fields.get("via")
             if lines is None:
                 raise ParseError("via is missing")
-            found = self._typed["via"] = _first_via(lines[0][2])
+            found = self._typed["via"] = Via.first(lines[0][2])
         return found  # type: ignore[return-value]
 
     @property
@@ -373,7 +382,7 @@ class Headers:
     @property
     def call_id(self) -> str:
         """Call-ID."""
-        return self._typed.get("call-id") or self._must("call-id", _word)  # type: ignore[return-value]
+        return self._typed.get("call-id") or self._must("call-id", parse_word)  # type: ignore[return-value]
 
     @property
     def cseq(self) -> CSeq:
@@ -423,7 +432,7 @@ class Headers:
     @property
     def content_length(self) -> int | None:
         """Content-Length."""
-        return self._one("content-length", _length)
+        return self._one("content-length", parse_length)
 
     @property
     def content_type(self) -> MediaType | None:
@@ -448,23 +457,34 @@ class Headers:
 
     @property
     def supported(self) -> list[str]:
-        """Option tags of Supported."""
+        """Option tags of Supported as they are written; see `supports`."""
         return self._options("supported")
 
     @property
     def require(self) -> list[str]:
-        """Option tags of Require."""
+        """Option tags of Require as they are written; see `requires`."""
         return self._options("require")
+
+    def supports(self, tag: str) -> bool:
+        """Whether Supported names this option tag (lower case), however it is written (RFC 3261 7.3.1)."""
+        return self._names("supported", tag)
+
+    def requires(self, tag: str) -> bool:
+        """Whether Require names this option tag (lower case)."""
+        return self._names("require", tag)
+
+    def _names(self, key: str, tag: str) -> bool:
+        return any(tag in parse_option_tags(line[2]) for line in self._fields.get(key, ()))
 
     @property
     def unsupported(self) -> list[str]:
-        """Option tags of Unsupported."""
+        """Option tags of Unsupported as they are written."""
         return self._options("unsupported")
 
     @property
     def allow(self) -> list[str]:
-        """Methods of Allow."""
-        return self._options("allow")
+        """Methods of Allow, which compare as they are written (RFC 3261 7.1)."""
+        return [method for line in self._fields.get("allow", ()) for method in parse_options(line[2])]
 
     @property
     def accept(self) -> list[MediaType] | None:
@@ -552,30 +572,14 @@ class Headers:
         return self._list("p-asserted-identity", NameAddr.parse)
 
 
-def _first_via(text: str) -> Via:
-    return Via.parse(split_list(text)[0] if "," in text else text)
-
-
-def _word(text: str) -> str:
-    if not text or " " in text or "\t" in text:
-        raise ParseError("not one word")
-    return text
-
-
-def _length(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise ParseError("not a length")
-    return int(text)
-
-
 #: (key, name in an error, what reads it), Content-Length last
 _OBLIGATORY: tuple[tuple[str, str, Callable[[str], object]], ...] = (
-    ("via", "Via", _first_via),
+    ("via", "Via", Via.first),
     ("from", "From", NameAddr.parse),
     ("to", "To", NameAddr.parse),
-    ("call-id", "Call-ID", _word),
+    ("call-id", "Call-ID", parse_word),
     ("cseq", "CSeq", CSeq.parse),
-    ("content-length", "Content-Length", _length),
+    ("content-length", "Content-Length", parse_length),
 )
 
 

@@ -215,7 +215,7 @@ class Forwarding:
     def _tell_of_the_end(self, branch: Branch, now: float) -> None:
         """199 for each early dialog of a branch that has failed (RFC 6228 6)."""
         headers, final = self.request.headers, branch.final
-        if self._done or final is None or "199" not in headers.supported:
+        if self._done or final is None or not headers.supports("199"):
             return
         if "100rel" in (*headers.require, *headers.values("proxy-require")):
             return  # a proxy can send nothing reliably

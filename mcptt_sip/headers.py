@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 
 from mcptt_sip.errors import ParseError
-from mcptt_sip.grammar import QUOTED, TOKEN, Params, format_host, is_token, kept, quote, unquote
+from mcptt_sip.grammar import QUOTED, TOKEN, Params, format_host, is_token, kept, quote, split_list, unquote
 from mcptt_sip.uri import HOST_PORT, SipUri, Uri, host_and_port, parse_uri
 
 __all__ = [
@@ -177,6 +177,11 @@ class Via:
             return cls(*_sent_by_of(text))
         transport, host, port, _, version = _sent_by_of(text[:end])
         return cls(transport, host, port, Params.parse(text, end), version)
+
+    @classmethod
+    def first(cls, text: str) -> Via:
+        """The first of the values that stand in one line."""
+        return cls.parse(split_list(text)[0] if "," in text else text)
 
     @property
     def received(self) -> str | None:
@@ -516,6 +521,20 @@ class AcceptContact:
         return f"*{self.params}"
 
 
+def parse_word(text: str) -> str:
+    """A Call-ID: one word."""
+    if not text or " " in text or "\t" in text:
+        raise ParseError("not one word")
+    return text
+
+
+def parse_length(text: str) -> int:
+    """A Content-Length."""
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise ParseError("not a length")
+    return int(text)
+
+
 @kept
 def parse_options(text: str) -> tuple[str, ...]:
     """Option tags or methods: tokens between commas; an empty header has none (RFC 3261 20.37)."""
@@ -526,6 +545,12 @@ def parse_options(text: str) -> tuple[str, ...]:
         wrong = next(tag for tag in tags if not is_token(tag))
         raise ParseError(f"{wrong[:40]!r} is not a token")
     return tags
+
+
+@kept
+def parse_option_tags(text: str) -> tuple[str, ...]:
+    """Option tags, in lower case."""
+    return tuple(tag.lower() for tag in parse_options(text))
 
 
 def contact_uri(value: NameAddr) -> SipUri:

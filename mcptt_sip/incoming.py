@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mcptt_sip.dialog import Dialog
+from mcptt_sip.dialog import TARGET_REFRESH, Dialog
 from mcptt_sip.errors import LocalProtocolError
 from mcptt_sip.field_lines import HeaderItems
 from mcptt_sip.flow import Flow
@@ -66,9 +66,11 @@ class ServerRequest:
         )
         success = 200 <= status < 300
         if success and self.method in _WITH_CONTACT and "contact" not in response.headers:
-            response.headers.add("Contact", self._services.contact(self.flow))
+            response.headers.add("Contact", self._services.contact_for(self.request, self.flow))
         if status >= 200:
             self.answered = True
+        if success and self.dialog is not None and self.method in TARGET_REFRESH:
+            self.dialog.refresh_target(self.request)  # RFC 6141 4.6: not by a request that is refused
         session = self.session
         if session is None or self.method not in ("INVITE", "UPDATE") or status < 200:
             self._services.answer(self._transaction, response, now)
@@ -76,6 +78,7 @@ class ServerRequest:
         session.offer_answered(self._transaction)
         if success:
             session.add_timer_answer(self.request, response, now)
+            session.described(content_type, body)
         outgoing = self._services.answer(self._transaction, response, now)
         if success and self.method == "INVITE":
             session.repeat_until_ack(lambda: self._services.send_again(outgoing), self.request, now)
@@ -118,7 +121,8 @@ class ServerRequest:
             more.append(("Expires", granted))
         response = request.response(status, headers=more, to_tag=dialog.local_tag)
         if "contact" not in response.headers:
-            response.headers.add("Contact", self._services.contact(self.flow))
+            response.headers.add("Contact", self._services.contact_for(self.request, self.flow))
+        dialog.refresh_target(request)
         response.headers.copy_from(request.headers, "record-route")
         self.answered = True
         self._services.answer(self._transaction, response, now)

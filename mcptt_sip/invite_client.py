@@ -40,7 +40,10 @@ class ClientSession(InviteSession):
     acknowledged and ended with BYE. Reliable provisional responses are acknowledged by PRACK, in order.
     """
 
-    __slots__ = ("_farewell", "_given_flow", "_redirects", "_rseq", "_targets", "_transaction", "_visited")
+    __slots__ = (
+        "_challenges", "_described", "_ended_early", "_farewell", "_given_flow", "_redirects", "_rseq", "_targets",
+        "_transaction", "_visited",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -66,6 +69,11 @@ class ClientSession(InviteSession):
         self._given_flow = flow  # what responses come on is no rule for the next INVITE
         self._transaction: Any = None
         self._rseq: dict[str, int] = {}
+        self._challenges = 0
+        #: tags of early dialogs in which offer and answer are through (RFC 3262 5)
+        self._described: set[str] = set()
+        #: the BYE of each early dialog that its callee has ended: his 2xx was overtaken by it (RFC 5407 3.1.2)
+        self._ended_early: dict[str, Request] = {}
         self._farewell: Farewell | None = None
         self._redirects = redirects  # targets of 3xx that may still be tried
         self._targets: list[str] = []
@@ -96,6 +104,9 @@ class ClientSession(InviteSession):
             self._step(Happens.PROVISIONAL, (transaction, response, flow), now)
         elif response.status < 300:
             self._step(Happens.SUCCESS, (transaction, response, flow), now)
+            bye = self._ended_early.pop(response.headers.to.tag or "", None)
+            if bye is not None:
+                self._step(Happens.BYE_IN, Farewell(cause=Cause.REMOTE_BYE, request=bye), now)
         elif transaction is self._transaction:
             self._step(self._meaning(transaction, response), response, now)
 
@@ -133,10 +144,31 @@ class ClientSession(InviteSession):
 
     def _curable(self, response: Response) -> bool:
         if response.status in (401, 407):
-            return self._services.answer_challenge(self.credentials, self.request, response)
+            self._challenges += 1
+            return self._challenges <= self._services.settings.max_challenges and self._services.answer_challenge(
+                self.credentials, self.request, response
+            )
         asked, least = self.request.headers.session_expires, response.headers.min_se
         # RFC 4028 7.3
         return bool(response.status == 422 and asked and least and least.seconds > asked.seconds)
+
+    # --- requests in an early dialog
+
+    def receive_request(self, transaction: Any, request: Request, now: float) -> None:
+        """See `InviteSession`. A BYE in an early dialog is one that has overtaken the 2xx."""
+        if request.method == "BYE" and self.state in _UNANSWERED:
+            self._ended_early[request.headers.from_.tag or ""] = request
+        super().receive_request(transaction, request, now)
+
+    def _may_offer(self, transaction: Any, request: Request, now: float) -> bool:
+        """14.2, RFC 3311 5.2: not while our INVITE is in progress, or its offer has no answer."""
+        if self.state in _UNANSWERED and (
+            request.method == "INVITE"
+            or (request.body and (request.headers.from_.tag or "") not in self._described)
+        ):
+            self._services.answer(transaction, request.response(491), now)
+            return False
+        return super()._may_offer(transaction, request, now)
 
     # --- actions
 
@@ -155,6 +187,7 @@ class ClientSession(InviteSession):
             seconds = response.headers.min_se.seconds
             request.headers.set("Session-Expires", seconds)
             request.headers.set("Min-SE", seconds)
+            self.min_se = max(self.min_se, seconds)
         self.request = request
         self._send_invite(now)
 
@@ -185,7 +218,7 @@ class ClientSession(InviteSession):
         transaction, response, flow = heard
         if response.status == 100:
             return
-        reliable = "100rel" in response.headers.require and response.headers.rseq is not None
+        reliable = response.headers.requires("100rel") and response.headers.rseq is not None
         if response.status == 199 and not reliable and response.headers.to.tag not in self.dialogs:
             return  # RFC 6228 4: of a dialog that was never heard of
         dialog = self._early_dialog(transaction, response, flow)
@@ -217,7 +250,7 @@ class ClientSession(InviteSession):
             dialog.session = self
             self.dialogs[tag] = dialog
             self._services.add_dialog(dialog)
-        else:
+        elif response.headers.requires("100rel"):  # RFC 6141 4.7: what may be lost changes no target
             dialog.refresh_target(response)
         dialog.flow = flow
         if self.dialog is None or not self.dialog.confirmed:
@@ -232,6 +265,8 @@ class ClientSession(InviteSession):
         if last is not None and rseq != last + 1:
             return False
         self._rseq[dialog.remote_tag] = rseq
+        if response.body:
+            self._described.add(dialog.remote_tag)
         rack = RAck(rseq, response.headers.cseq.number, "INVITE")
         request = dialog.request("PRACK", [("RAck", rack)])
         if self.prack_body is not None and (made := self.prack_body(response)) is not None:
@@ -334,7 +369,7 @@ class ClientSession(InviteSession):
         transaction, response, flow = heard
         if response.status > 100:
             dialog = self._early_dialog(transaction, response, flow)
-            if dialog and "100rel" in response.headers.require and response.headers.rseq is not None:
+            if dialog and response.headers.requires("100rel") and response.headers.rseq is not None:
                 self._acknowledge_provisional(dialog, response, now)
 
     def _cancelled(self, response: Response | None, now: float) -> None:
@@ -365,6 +400,8 @@ class ClientSession(InviteSession):
         self.dialogs = {}
         self.dialog = None
         self._rseq = {}
+        self._described.clear()
+        self._ended_early.clear()
 
 
 def _q(contact: NameAddr) -> float:
@@ -374,6 +411,11 @@ def _q(contact: NameAddr) -> float:
     except ValueError:
         return 0.0
 
+
+#: states in which the INVITE has no final answer
+_UNANSWERED = frozenset({
+    SessionState.CALLING, SessionState.PROCEEDING, SessionState.CANCEL_PENDING, SessionState.CANCELLING,
+})  # fmt: skip
 
 S, H, C = SessionState, Happens, ClientSession
 ClientSession.TABLE = {

@@ -74,7 +74,7 @@ class ServerSession(InviteSession):
     def begin(self, now: float) -> None:
         """13.3.1: an invitation with an Expires is over then, as if it were cancelled, when nothing final was said. Who
         sent it may be gone, and his CANCEL lost."""
-        if expires := self.request.headers.expires:
+        if (expires := self.request.headers.expires) is not None:
             self.start_timer(Due.INVITATION_OVER, now + expires)
 
     # --- verbs
@@ -98,10 +98,10 @@ class ServerSession(InviteSession):
         """
         if not 101 <= status <= 199:
             raise LocalProtocolError(f"{status} is no provisional response of an application")
-        if status == 199 and "199" not in self.request.headers.supported:
+        if status == 199 and not self.request.headers.supports("199"):
             raise LocalProtocolError("the caller does not support 199")
         if reliable is None:
-            reliable = "100rel" in self.request.headers.require
+            reliable = self.request.headers.requires("100rel")
         if reliable and not self.supports_reliable:
             raise LocalProtocolError("the caller does not support 100rel")
         response = self._response(status, reason, headers, body, content_type)
@@ -151,7 +151,7 @@ class ServerSession(InviteSession):
     def supports_reliable(self) -> bool:
         """Whether the caller understands 100rel."""
         headers = self.request.headers
-        return "100rel" in headers.supported or "100rel" in headers.require
+        return headers.supports("100rel") or headers.requires("100rel")
 
     # --- what the stack calls
 
@@ -192,7 +192,7 @@ class ServerSession(InviteSession):
         )
         given = response.headers
         given.copy_from(self.request.headers, "record-route")
-        given.add_missing(self._services.introduction(self._transaction.flow))
+        given.add_missing(self._services.introduction(self.request, self._transaction.flow))
         return response
 
     def _progress(self, said: tuple[Response, bool], now: float) -> None:
@@ -217,7 +217,7 @@ class ServerSession(InviteSession):
         else:
             self._rseq += 1
         response.headers.set("RSeq", self._rseq)
-        if "100rel" not in response.headers.require:
+        if not response.headers.requires("100rel"):
             response.headers.add("Require", "100rel")
         self._reliable = _Reliable(response, self._rseq, timers.t1)
         self._services.answer(self._transaction, response, now)

@@ -18,7 +18,7 @@ from mcptt_sip.flow import Flow
 from mcptt_sip.grammar import format_host
 from mcptt_sip.message import Request, Response, parse
 from mcptt_sip.outgoing import Cause, Outgoing
-from mcptt_sip.routing import make_ack, next_hop, stamp_source, via_target, way_back
+from mcptt_sip.routing import make_ack, next_hop, secured, stamp_source, via_target, wants_sips, way_back
 from mcptt_sip.services import StackSettings, TransactionUser
 from mcptt_sip.transaction import (
     BRANCH_COOKIE,
@@ -154,7 +154,7 @@ class TransactionLayer:
         self._servers: dict[ServerKey, ServerRecord] = {}
         self._merges: dict[tuple[str, str, int, str], ServerRecord] = {}
         self._listeners: dict[str, list[tuple[str, int]]] = {}
-        self._introductions: dict[tuple[str, tuple[str, int]], Headers] = {}  # for each of the listeners
+        self._introductions: dict[tuple[str, tuple[str, int], bool], Headers] = {}  # for each of the listeners
         self._out: list[Outgoing] = []
         self._events: list[object] = []
         self._deadlines = Deadlines()
@@ -279,15 +279,20 @@ class TransactionLayer:
         )
         return f"<{uri}>{params}"
 
-    def introduction(self, flow: Flow) -> Headers:
+    def contact_for(self, request: Request, flow: Flow) -> str:
         """See `mcptt_sip.services.Services`."""
-        here = flow.transport, flow.local
+        contact = self.contact(flow)
+        return secured(contact) if flow.transport in ("tls", "wss") and wants_sips(request) else contact
+
+    def introduction(self, request: Request, flow: Flow) -> Headers:
+        """See `mcptt_sip.services.Services`."""
+        here = flow.transport, flow.local, flow.transport in ("tls", "wss") and wants_sips(request)
         made = self._introductions.get(here)
         if made is None:
             settings = self.settings
             made = Headers(
                 [
-                    ("Contact", self.contact(flow)),
+                    ("Contact", self.contact_for(request, flow)),
                     ("Allow", ", ".join(settings.allow)),
                     ("Supported", ", ".join(settings.supported)),
                 ]
@@ -571,8 +576,7 @@ class TransactionLayer:
         if request.method in _WITH_CONTACT and "contact" not in headers:
             contact = self.contact(flow)
             if request.uri.scheme == "sips" and flow.transport in ("tls", "wss"):
-                # 8.1.1.8; RFC 5630 3.1.4: a SIPS URI says TLS by itself
-                contact = contact.replace("<sip:", "<sips:", 1).replace(";transport=tls", "", 1)
+                contact = secured(contact)  # 8.1.1.8
             headers.add("Contact", contact)
         if self.settings.user_agent and "user-agent" not in headers:
             headers.add("User-Agent", self.settings.user_agent)

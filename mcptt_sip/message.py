@@ -75,7 +75,7 @@ DEFAULT_LIMITS = Limits()
 class Request:
     """A request. `uri` is parsed when first read; ``str(request.uri)`` is what stood on the wire."""
 
-    __slots__ = ("_uri", "_uri_text", "body", "headers", "method")
+    __slots__ = ("_uri", "_uri_text", "body", "headers", "method", "strictly_routed")
 
     def __init__(
         self,
@@ -89,6 +89,8 @@ class Request:
         self._uri: Uri | None = None if isinstance(uri, str) else uri
         self.headers = headers if isinstance(headers, Headers) else Headers(headers)
         self.body = body
+        #: whether `uri` is that of a strict router, and the request's own is the last Route (RFC 3261 12.2.1.1)
+        self.strictly_routed = False
 
     @property
     def uri(self) -> Uri:
@@ -139,6 +141,7 @@ class Request:
         """A copy whose headers can be changed."""
         made = Request(self.method, self._uri_text, self.headers.copy(), self.body)
         made._uri = self._uri
+        made.strictly_routed = self.strictly_routed
         return made
 
     def __bytes__(self) -> bytes:

@@ -78,6 +78,7 @@ class ClientRequest:
     """
 
     __slots__ = (
+        "_challenges",
         "_done",
         "_services",
         "context",
@@ -116,6 +117,7 @@ class ClientRequest:
         self.subscription: Any = None
         self.context = context
         self.transaction: Any = None
+        self._challenges = 0
         # called with every final result before the application hears of it; True: it need not hear
         self._done = done
 
@@ -137,11 +139,11 @@ class ClientRequest:
         if response.status < 200:
             self._services.emit(ResponseReceived(self, response))
             return
-        if response.status in (401, 407) and self._services.answer_challenge(
-            self.credentials, self.request, response
-        ):
-            self._retry(now)
-            return
+        if response.status in (401, 407) and self._challenges < self._services.settings.max_challenges:
+            if self._services.answer_challenge(self.credentials, self.request, response):
+                self._challenges += 1
+                self._retry(now)
+                return
         if response.status == 503 and self._fail_over(now):
             return
         self.response = response

@@ -322,3 +322,4 @@ def _postprocess(request: Request) -> None:
         request.headers.remove("route")
         request.headers.extend(("Route", value) for value in (*rest, f"<{request.uri}>"))
         request.uri = first
+        request.strictly_routed = True

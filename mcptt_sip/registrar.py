@@ -127,7 +127,7 @@ class Registrar:
                 headers = (("Min-Expires", str(self.settings.min_expires)),)
             return Outcome(error.status, tuple(headers), error.reason)
         self._location.put(aor, bindings)
-        gruu = "gruu" in request.headers.supported
+        gruu = request.headers.supports("gruu")
         answer: list[tuple[str, object]] = [
             ("Contact", self._contact(binding, now, aor if gruu else None)) for binding in bindings
         ]

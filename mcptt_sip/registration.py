@@ -139,7 +139,7 @@ class Registration:
         self._flow = flow
         self.contact = str(contact.uri)
         self._read(response, expires)
-        if "outbound" in response.headers.require or not flow.reliable:
+        if response.headers.requires("outbound") or not flow.reliable:
             self._host.keep(flow)
         self._told(expires > 0, response)
 

@@ -32,6 +32,7 @@ class ReInvite(ClientRequest):
         session: InviteSession = self.session
         if 200 <= response.status < 300 and session.dialog is not None:
             again = bool(transaction.acks)
+            session.dialog.refresh_target(response)  # 12.2.1.2: where the ACK goes already
             session.acknowledge(transaction, session.dialog, response, now)
             if again:
                 return

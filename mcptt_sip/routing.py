@@ -12,7 +12,9 @@ from mcptt_sip.headers import NameAddr, Via
 from mcptt_sip.message import Request, Response
 from mcptt_sip.uri import SipUri
 
-__all__ = ["make_ack", "make_cancel", "next_hop", "stamp_source", "via_target", "way_back"]
+__all__ = [
+    "make_ack", "make_cancel", "next_hop", "secured", "stamp_source", "via_target", "wants_sips", "way_back",
+]  # fmt: skip
 
 
 def make_ack(request: Request, response: Response) -> Request:
@@ -40,7 +42,10 @@ def make_cancel(invite: Request) -> Request:
 
 
 def next_hop(request: Request) -> str:
-    """The URI to resolve: the first loose route, else the Request-URI (8.1.2)."""
+    """The URI to resolve: the first loose route, else the Request-URI (8.1.2), which is that of the strict router where
+    one comes first."""
+    if request.strictly_routed:
+        return str(request.uri)
     for route in request.headers.get_all("route")[:1]:
         first = NameAddr.parse(route).uri
         if isinstance(first, SipUri) and "lr" in first.params:
@@ -58,7 +63,21 @@ def stamp_source(request: Request, flow: Flow) -> None:
     elif via.host.lower() != host:
         changed = changed.with_param("received", format_host(host))
     if changed is not via:
-        request.headers.replace_first("via", changed)
+        request.headers.replace_value("Via", changed)
+
+
+def wants_sips(request: Request) -> bool:
+    """Whether the Contact of its answer has to be a SIPS URI (12.1.1)."""
+    headers = request.headers
+    if request.uri.scheme == "sips":
+        return True
+    told = headers.record_route or headers.contact
+    return bool(told) and told[0].uri.scheme == "sips"
+
+
+def secured(contact: str) -> str:
+    """A Contact value with a SIPS URI, which says TLS by itself (RFC 5630 3.1.4)."""
+    return contact.replace("<sip:", "<sips:", 1).replace(";transport=tls", "", 1)
 
 
 def via_target(via: Via) -> str:
@@ -70,7 +89,8 @@ def via_target(via: Via) -> str:
 
 def way_back(via: Via, flow: Flow) -> Flow:
     """The flow of the responses (18.2.2): the connection; for a datagram, the source's address, with the port of
-    the top Via unless the sender asked for its own (RFC 3581)."""
+    the top Via unless the sender asked for its own (RFC 3581). A maddr is not followed: with it anybody could have
+    answers sent to somebody else."""
     if flow.reliable or "rport" in via.params:
         return flow
     port = via.port or 5060

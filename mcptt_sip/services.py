@@ -78,6 +78,8 @@ class StackSettings:
     flow_loss_ends_calls: bool = True
     #: answer OPTIONS outside a dialog without asking the application (RFC 3261 11)
     answer_options: bool = True
+    #: challenges in a row that one request answers: of several proxies, with a stale nonce here and there
+    max_challenges: int = 6
     #: users whose nonces are remembered
     max_credentials: int = 4096
     #: NOTIFYs waiting for one that is outstanding; beyond, the oldest waiting one that is not final is dropped
@@ -152,8 +154,13 @@ class Services(Protocol):
         """The Contact value that leads back here over `flow`."""
         ...
 
-    def introduction(self, flow: Flow) -> Headers:
-        """Contact, Allow, Supported and Server, as a response over `flow` that makes or changes a dialog has them."""
+    def contact_for(self, request: Request, flow: Flow) -> str:
+        """The Contact value of the response to `request` over `flow`: a SIPS URI where it has to be (12.1.1)."""
+        ...
+
+    def introduction(self, request: Request, flow: Flow) -> Headers:
+        """Contact, Allow, Supported and Server, as the response to `request` over `flow` has them that makes or changes
+        a dialog."""
         ...
 
     def watch(self, timed: Timed) -> None:

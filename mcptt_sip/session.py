@@ -6,6 +6,8 @@
 `LocalProtocolError` when the application did.
 
 :RFC 3311: yes; UPDATE
+:RFC 5407: yes; races
+:RFC 6141: yes; a target, or a description, that was refused is not in force
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from mcptt_sip.auth import DigestCredentials
-from mcptt_sip.dialog import TARGET_REFRESH, Dialog
+from mcptt_sip.dialog import Dialog
 from mcptt_sip.errors import LocalProtocolError
 from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.flow import Flow
@@ -65,27 +67,10 @@ class InviteSession:
     remote tag; `context` is the application's own. `ack_body` and `prack_body` give bodies for ACK and PRACK."""
 
     __slots__ = (
-        "_due",
-        "_flow",
-        "_sdp",
-        "_services",
-        "_timer",
-        "_unacknowledged",
-        "ack_body",
-        "context",
-        "credentials",
-        "dialog",
-        "dialogs",
-        "glared",
-        "local_tag",
-        "pending_invite",
-        "pending_offer",
-        "prack_body",
-        "request",
-        "scheduled",
-        "state",
-        "target",
-    )
+        "_due", "_flow", "_sdp", "_services", "_timer", "_unacknowledged", "ack_body", "context", "credentials",
+        "dialog", "dialogs", "glared", "local_tag", "min_se", "pending_invite", "pending_offer", "prack_body",
+        "request", "scheduled", "state", "target",
+    )  # fmt: skip
     TABLE: ClassVar[Table]
 
     def __init__(
@@ -119,6 +104,8 @@ class InviteSession:
         self.glared: ReInvite | None = None
         #: an UPDATE of the peer that awaits its answer
         self.pending_offer: Any = None
+        #: the largest Min-SE that was heard in this session (RFC 4028 7.4)
+        self.min_se = 0
         self.scheduled: list[Any] | None = None
         self._due: dict[Due, float] = {}
         self._timer: SessionTimer | None = None
@@ -163,16 +150,9 @@ class InviteSession:
     # --- verbs of one side only
 
     def progress(
-        self,
-        status: int = 180,
-        *,
-        reason: str | None = None,
-        headers: HeaderItems = (),
-        body: bytes = b"",
-        content_type: str | None = None,
-        reliable: bool | None = None,
-        now: float,
-    ) -> None:
+        self, status: int = 180, *, reason: str | None = None, headers: HeaderItems = (), body: bytes = b"",
+        content_type: str | None = None, reliable: bool | None = None, now: float,
+    ) -> None:  # fmt: skip
         """Callee: a provisional response. See `ServerSession`."""
         raise LocalProtocolError("only the callee answers")
 
@@ -184,15 +164,9 @@ class InviteSession:
         raise LocalProtocolError("only the callee answers")
 
     def reject(
-        self,
-        status: int,
-        *,
-        reason: str | None = None,
-        headers: HeaderItems = (),
-        body: bytes = b"",
-        content_type: str | None = None,
-        now: float,
-    ) -> None:
+        self, status: int, *, reason: str | None = None, headers: HeaderItems = (), body: bytes = b"",
+        content_type: str | None = None, now: float,
+    ) -> None:  # fmt: skip
         """Callee: 300 to 699. See `ServerSession`."""
         raise LocalProtocolError("only the callee answers")
 
@@ -301,8 +275,6 @@ class InviteSession:
             self._acknowledged(request, now)
         if request.method in ("INVITE", "UPDATE") and not self._may_offer(transaction, request, now):
             return
-        if request.method in TARGET_REFRESH:
-            self._dialog().refresh_target(request)  # raises on a broken Contact, before anything waits for an answer
         if request.method == "INVITE":
             self.pending_invite = transaction
         elif request.method == "UPDATE":
@@ -368,13 +340,16 @@ class InviteSession:
 
     def answer_refresh(self, transaction: Any, request: Request, now: float) -> None:
         """200 to an UPDATE without an offer."""
-        response = request.response(200, headers=[("Contact", self._services.contact(transaction.flow))])
+        response = request.response(200, headers=[("Contact", self._services.contact_for(request, transaction.flow))])
+        self._dialog().refresh_target(request)
         self.add_timer_answer(request, response, now)
         self._services.answer(transaction, response, now)
 
     def add_timer_answer(self, request: Request, response: Response, now: float) -> None:
         """Put the session timer into a 2xx to INVITE or UPDATE, and start it."""
         settings = self._services.settings
+        if (asked := request.headers.min_se) is not None:
+            self.min_se = max(self.min_se, asked.seconds)
         headers, timer = answer_headers(request, settings.session_expires, settings.min_se, response.headers)
         for name, value in headers:
             response.headers.add(name, value)
@@ -412,11 +387,10 @@ class InviteSession:
             if "supported" not in request.headers:
                 request.headers.add("Supported", ", ".join(settings.supported))
             if self._timer is not None:
-                for name, value in offer_headers(self._timer.seconds, settings.min_se, request.headers):
+                least = max(settings.min_se, self.min_se)
+                for name, value in offer_headers(self._timer.seconds, least, request.headers):
                     refresher = ";refresher=uac" if self._timer.refresher else ";refresher=uas"
                     request.headers.add(name, f"{value}{refresher}" if name == "Session-Expires" else value)
-            if body and content_type is not None and self._sdp is not None:
-                self._sdp = (content_type, body)
         return request
 
     def _request_done(self, sent: ClientRequest, response: Response | None, cause: Cause, now: float) -> bool:
@@ -427,10 +401,17 @@ class InviteSession:
         vital = sent.method in ("INVITE", "UPDATE")
         refreshing = sent.context is _REFRESH
         if response is not None and status < 300 and vital:
+            self.described(sent.request.headers.get("content-type"), sent.request.body)
             self._start_session_timer(agree(response), now)
-        if status == 481 or (vital and (status == 408 or response is None)) or status in _DIALOG_ENDING:
+        if self.state is SessionState.CONFIRMED and (
+            status == 481 or (vital and (status == 408 or response is None))
+        ):
+            # 12.2.1.2, 14.1: by a BYE, for a peer who is there after all
+            self._step(Happens.BYE, Farewell(cause=Cause.RESPONSE if response else cause), now)
+        elif status == 481 or (vital and (status == 408 or response is None)) or status in _DIALOG_ENDING:
             self._step(Happens.LOST, Farewell(cause=Cause.RESPONSE if response else cause), now)
         elif status == 422 and vital and refreshing and response is not None and response.headers.min_se:
+            self.min_se = max(self.min_se, response.headers.min_se.seconds)
             self._timer = SessionTimer(response.headers.min_se.seconds, True)
             self._refresh(now)
         elif refreshing and status == 491:
@@ -465,6 +446,11 @@ class InviteSession:
         """Keep the description only when a refresh will need it."""
         if "UPDATE" not in peer.allow and body and content_type is not None:
             self._sdp = (content_type, body)
+
+    def described(self, content_type: str | None, body: bytes) -> None:
+        """This description of ours is in force now; it is what a refresh repeats (RFC 4028 7.4)."""
+        if body and content_type is not None and self._sdp is not None:
+            self._sdp = content_type, body
 
     def start_timer(self, due: Due, at: float) -> None:
         """Set one of the session's deadlines."""
@@ -578,6 +564,7 @@ class InviteSession:
         if late and self.ack_body is not None and (made := self.ack_body(response)) is not None:
             request.headers.set("Content-Type", made[0])
             request.body = made[1]
+            self.described(*made)
         flow = self._services.flow_of(dialog)
         acks[dialog.remote_tag] = self._services.send_alone(request, now, flow=flow, target=None)
 

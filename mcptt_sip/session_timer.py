@@ -49,7 +49,7 @@ def offer_headers(seconds: int, min_se: int, given: Headers) -> list[tuple[str, 
 def too_small(request: Request, min_se: int) -> bool:
     """Whether a request is to be answered 422 (9): its interval is under ours, and it knows what 422 means."""
     asked = request.headers.session_expires
-    return asked is not None and asked.seconds < min_se and "timer" in request.headers.supported
+    return asked is not None and asked.seconds < min_se and request.headers.supports("timer")
 
 
 def answer_headers(
@@ -67,7 +67,7 @@ def answer_headers(
     asked = request.headers.session_expires
     if asked is None and not seconds:
         return [], None
-    knows = "timer" in request.headers.supported
+    knows = request.headers.supports("timer")
     if asked is None and not knows:
         return [], None
     floor = request.headers.min_se
@@ -79,7 +79,7 @@ def answer_headers(
     # table 2: who does not support timers is never the refresher; a wish of the caller holds
     refresher = "uas" if not knows else (asked.refresher if asked and asked.refresher else "uac")
     headers: list[tuple[str, object]] = [("Session-Expires", SessionExpires(interval, refresher))]
-    if refresher == "uac" and "timer" not in given.require:
+    if refresher == "uac" and not given.requires("timer"):
         headers.append(("Require", "timer"))
     return headers, SessionTimer(interval, refresher == "uas")
 

@@ -8,7 +8,7 @@
     for event in stack.events(): ...
     for outgoing in stack.to_send(): ...
 
-:RFC 3261: yes; user agents, registrars, and a proxy core in `mcptt_sip.proxy`
+:RFC 3261: yes; user agents, registrars, and a proxy core in `mcptt_sip.proxy`; a Via's maddr is not followed
 :RFC 3891: yes; Replaces
 :RFC 4538: yes; Target-Dialog
 """
@@ -16,16 +16,19 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from mcptt_sip.auth import DigestClient, DigestCredentials
+from mcptt_sip.body import parse_multipart
 from mcptt_sip.dialog import Dialog
 from mcptt_sip.errors import ParseError, SipError
 from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.flow import Flow
+from mcptt_sip.grammar import Params
 from mcptt_sip.headers import NameAddr
 from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.invite_client import ClientSession
@@ -37,6 +40,7 @@ from mcptt_sip.services import StackSettings
 from mcptt_sip.session import InviteReceived, InviteSession, SessionState
 from mcptt_sip.session_timer import too_small
 from mcptt_sip.subscription import NotifierSubscription, Subscription
+from mcptt_sip.uri import SipUri, parse_uri
 
 __all__ = ["FlowLost", "SipStack", "StackSettings"]
 
@@ -107,7 +111,9 @@ class SipStack(TransactionLayer):
         body: bytes = b"",
         content_type: str | None = None,
     ) -> Request:
-        """A request outside any dialog: From with a fresh tag, To, Call-ID, CSeq, Max-Forwards."""
+        """A request outside any dialog: From with a fresh tag, To, Call-ID, CSeq, Max-Forwards. Headers in `uri` become
+        headers of the request as far as they are harmless; what else has no place in a Request-URI is left out."""
+        uri, more = _of_uri(uri)
         made = Headers(
             [
                 ("From", NameAddr.parse(from_).with_param("tag", self.tag())),
@@ -118,6 +124,7 @@ class SipStack(TransactionLayer):
             ]
         )
         made.extend(headers)
+        made.extend(pair for pair in more if pair[0] not in made)
         for name, values in (("Allow", self.settings.allow), ("Supported", self.settings.supported)):
             if method in ("INVITE", "REFER", "SUBSCRIBE", "OPTIONS", "REGISTER") and name not in made:
                 made.add(name, ", ".join(values))
@@ -329,9 +336,12 @@ class SipStack(TransactionLayer):
             return 416, ()
         if record.merge is not None and self._merges.get(record.merge) is not record:
             return 482, ()  # 8.2.2.2: the same request came another way
-        unsupported = [tag for tag in headers.require if tag not in settings.supported and tag not in _ALWAYS]
-        if unsupported:
-            return 420, [("Unsupported", ", ".join(unsupported))]
+        if required := headers.require:
+            known = _ALWAYS.union(map(str.lower, settings.supported))
+            if unsupported := [tag for tag in required if tag.lower() not in known]:
+                return 420, [("Unsupported", ", ".join(unsupported))]
+        if method != "INVITE" and "replaces" in headers.names:
+            return 400, ()  # RFC 3891 3
         if request.body and method in ("INVITE", "UPDATE") and not self._accepts(request):
             return 415, [("Accept", ", ".join(settings.accept))]
         if method == "INVITE" and not self._can_answer(request):
@@ -346,13 +356,21 @@ class SipStack(TransactionLayer):
     def _accepts(self, request: Request) -> bool:
         """Whether the body is of a type and a disposition that are understood, or need not be (20.11)."""
         media = request.headers.content_type
-        disposition = (request.headers.get("content-disposition") or "").lower().replace(" ", "")
+        disposition = _disposition(request.headers.get("content-disposition"))
         if "handling=optional" in disposition:
             return media is not None
         if media is None or disposition.partition(";")[0] not in _DISPOSITIONS:
             return False
+        if media.full.startswith("multipart/") and _says_required(request.body):
+            for part in parse_multipart(str(media), request.body):  # RFC 5621 8.4
+                required = "handling=required" in _disposition(part.header("content-disposition"))
+                if required and not self._takes(part.type):
+                    return False
+        return self._takes(media.full)
+
+    def _takes(self, media: str) -> bool:
         accept = self.settings.accept
-        return media.full in accept or any(_covers(range_, media.full) for range_ in accept)
+        return media in accept or any(_covers(range_, media) for range_ in accept)
 
     @staticmethod
     def _can_answer(request: Request) -> bool:
@@ -364,7 +382,10 @@ class SipStack(TransactionLayer):
 
     def _response_received(self, response: Response, flow: Flow, now: float) -> None:
         """What cannot be read in an answer counts as absent: nobody can be told of it, and whoever waits for the answer
-        shall have it."""
+        shall have it. One with another Via below ours has gone astray (8.1.3.3)."""
+        if not response.headers.one_via:
+            log.info("call-id=%s an answer for somebody else", response.headers.call_id)
+            return
         names = response.headers.names
         for name, read in _READ_LATER:
             if name in names:
@@ -382,11 +403,14 @@ class SipStack(TransactionLayer):
             dialog.session.receive_ack(request, now)
 
     def _cancel_received(self, record: ServerRecord, now: float) -> None:
-        """9.2: 200 to the CANCEL itself, then the INVITE is answered by its session."""
-        key = (*record.key[:-1], "INVITE")
-        invite = self._servers.get(key)
+        """9.2: 200 to the CANCEL itself, then the INVITE is answered by its session. Another request is found, and
+        nothing happens to it."""
+        transaction = record.key[:-1]
+        invite = self._servers.get((*transaction, "INVITE"))
         if invite is None:
-            self.answer(record, record.request.response(481, to_tag=self.tag()), now)
+            others = (method for method in self.settings.allow if method != "CANCEL")
+            found = any((*transaction, method) in self._servers for method in others)
+            self.answer(record, record.request.response(200 if found else 481, to_tag=self.tag()), now)
             return
         tag = invite.session.local_tag if invite.session is not None else self.tag()
         self.answer(record, record.request.response(200, to_tag=tag), now)
@@ -504,11 +528,32 @@ class SipStack(TransactionLayer):
             ("Allow-Events", ", ".join(settings.allow_events)),
         ]
 
+#: whether a multipart may have a part that has to be understood
+_says_required = re.compile(rb"handling[ \t]*=[ \t]*required", re.IGNORECASE).search
 #: what the body of an INVITE or UPDATE may be for; without a word SDP is the session's
 _DISPOSITIONS = frozenset({"", "session", "render"})
 
 #: option tags that need nothing of the stack: the application's business, or true of every SIP element here
 _ALWAYS = frozenset({"recipient-list-invite", "multiple-refer", "pref", "eventlist", "resource-priority"})
+
+
+#: headers of a URI that are put into the request (19.1.5: of the others some never, some are not to be trusted)
+_FROM_URI = frozenset({"subject", "priority", "in-reply-to", "accept-contact", "reject-contact", "request-disposition"})
+
+
+def _of_uri(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """A Request-URI as table 1 of 19.1.1 has it, and the headers that the URI asks for."""
+    if "?" not in text and ";method=" not in text.lower():
+        return text, []
+    uri = parse_uri(text)
+    if not isinstance(uri, SipUri):
+        return text, []
+    plain = uri.replace(headers=(), params=Params(uri.params.without("method")))
+    return str(plain), [pair for pair in uri.headers if pair[0].lower() in _FROM_URI]
+
+
+def _disposition(text: str | None) -> str:
+    return (text or "").lower().replace(" ", "")
 
 
 def _covers(accepted: str, media: str) -> bool:

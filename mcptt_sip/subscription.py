@@ -217,7 +217,7 @@ class Subscription(_Usage):
         on = {"active": Happens.NOTIFIED_ACTIVE, "pending": Happens.NOTIFIED_PENDING}.get(
             state.state, Happens.NOTIFIED_TERMINATED if state.state == "terminated" else Happens.NOTIFIED_ACTIVE
         )
-        response = request.response(200, headers=[("Contact", self._services.contact(transaction.flow))])
+        response = request.response(200, headers=[("Contact", self._services.contact_for(request, transaction.flow))])
         self._services.answer(transaction, response, now)
         self._step(on, (request, state), now)
 
@@ -418,7 +418,7 @@ class NotifierSubscription(_Usage):
             expires = 3600
         response = request.response(
             200,
-            headers=[("Expires", expires), ("Contact", self._services.contact(transaction.flow))],
+            headers=[("Expires", expires), ("Contact", self._services.contact_for(request, transaction.flow))],
         )
         self._services.answer(transaction, response, now)
         assert self.dialog is not None

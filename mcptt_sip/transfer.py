@@ -47,7 +47,7 @@ def accept_refer(incoming: ServerRequest, *, allowed: bool, now: float) -> Refer
     else:
         subscription = None
         quiet = (headers.get("refer-sub") or "").strip().lower().startswith("false")
-        if quiet or "nosub" in headers.require:
+        if quiet or headers.requires("nosub"):
             incoming.respond(200, headers=[("Refer-Sub", "false")] if quiet else [], now=now)
         else:
             subscription = incoming.accept_subscription(now=now)
@@ -68,17 +68,34 @@ class Referral:
         if (referred_by := incoming.request.headers.get("referred-by")) is not None:
             self.headers.append(("Referred-By", referred_by))
         self._subscription = subscription
+        if subscription is not None:
+            subscription.context = self
+        self._told = b"SIP/2.0 100 Trying\r\n"
+
+    def tell_again(self, now: float) -> None:
+        """The subscription was refreshed: how it stands is told at once (RFC 6665 4.2.1.2)."""
+        if self._subscription is not None:
+            self._subscription.notify(self._told, _FRAGMENT, now=now)
 
     def tell(self, status: int, reason: str, now: float) -> None:
         """NOTIFY of what became of it so far; a final status ends the subscription."""
         subscription = self._subscription
-        if subscription is None or subscription.terminated:
+        if subscription is None:
+            return
+        if subscription.terminated:
+            self._let_go(subscription)
             return
         last = status >= 200
+        self._told = f"SIP/2.0 {status} {reason}\r\n".encode()
         subscription.notify(
-            f"SIP/2.0 {status} {reason}\r\n".encode(), _FRAGMENT, state="terminated" if last else "active",
+            self._told, _FRAGMENT, state="terminated" if last else "active",
             reason="noresource" if last else None, now=now,
         )  # fmt: skip
+        if last:
+            self._let_go(subscription)
+
+    def _let_go(self, subscription: NotifierSubscription) -> None:
+        self._subscription = subscription.context = None  # no garbage in a circle
 
     async def follow(
         self, dial: Callable[[str, HeaderItems], Awaitable[Call]], tell: Callable[[int, str], None]

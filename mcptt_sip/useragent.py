@@ -49,7 +49,7 @@ from mcptt_sip.services import StackSettings
 from mcptt_sip.session import Confirmed, Ended, InviteReceived, Progressed, ProvisionalAcknowledged, Refused
 from mcptt_sip.session_events import Answered, Cancelled, SessionState
 from mcptt_sip.stack import FlowLost, SipStack
-from mcptt_sip.subscription import Notified, Subscription, SubscriptionEnded
+from mcptt_sip.subscription import Notified, NotifierSubscription, Resubscribed, Subscription, SubscriptionEnded
 from mcptt_sip.trace import TraceSink
 from mcptt_sip.transfer import Referral, accept_refer
 from mcptt_sip.transport import Transport, TransportSettings
@@ -433,6 +433,8 @@ class UserAgent:
             case SubscriptionEnded(Subscription(context=Waiter(ended=over))):
                 if over is not None:
                     over()
+            case Resubscribed(NotifierSubscription(context=Referral() as referral)):
+                referral.tell_again(self.now())
             case FlowLost(flow):
                 for registration in self._registrations:
                     registration.flow_lost(flow)

@@ -96,7 +96,7 @@ def check_service(request: Request, settings: ControllingSettings) -> None:
 
 def _check_resource_priority(request: Request, settings: ControllingSettings) -> None:
     """RFC 4412 4.6.2: a value that is not understood matters only to who requires it to be."""
-    if "resource-priority" not in request.headers.require:
+    if not request.headers.requires("resource-priority"):
         return
     known = {value.partition(".")[0] for value in settings.resource_priority.values()}
     asked = [v.strip() for value in request.headers.get_all("Resource-Priority") for v in value.split(",")]

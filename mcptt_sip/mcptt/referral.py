@@ -54,7 +54,7 @@ def read_referral(incoming: ServerRequest, call: GroupCall | None, sender: str, 
     user = str(uri.aor)
     if uri.host != domain:
         raise Refusal(403, warning_text(190), f"{user} is not of {domain}")
-    quiet = "nosub" in request.headers.require or (
+    quiet = request.headers.requires("nosub") or (
         (request.headers.get("Refer-Sub") or "").partition(";")[0].strip().lower() == "false"
     )
     return Referral(user, method == "BYE", quiet)
@@ -66,7 +66,7 @@ def accept_referral(
     """200, never 202 (RFC 7647 5); with the subscription that it makes, unless none is wanted."""
     if referral.quiet:
         headers = [*contact, ("Refer-Sub", "false")]
-        if "nosub" in incoming.request.headers.require:
+        if incoming.request.headers.requires("nosub"):
             headers.append(("Require", "nosub"))
         incoming.respond(200, headers=headers, now=now)
         return None

@@ -98,15 +98,25 @@ class Telephone:
     # --- calls
 
     async def _called(self, call: Call) -> None:
-        options = self._options
         headers = call.request.headers
         self.tell("incoming", call=call.id, **{"from": str(headers.from_.uri)}, to=str(call.request.uri))
         self._follow(call)
-        if options.reject is not None:
-            await call.reject(options.reject)
+        try:
+            if not await self._taken(call):
+                self._tell_ended(call)
+                return
+        except CallFailed:  # the caller was quicker
             self._tell_ended(call)
             return
-        supports = "100rel" in (*headers.supported, *headers.require)
+        await self._talk(call)
+
+    async def _taken(self, call: Call) -> bool:
+        """Whether a call that came in was answered."""
+        options, headers = self._options, call.request.headers
+        if options.reject is not None:
+            await call.reject(options.reject)
+            return False
+        supports = headers.supports("100rel") or headers.requires("100rel")
         await call.ring(reliable=True if options.reliable and supports else None)
         self.tell("ringing", call=call.id)
         decision = self._decisions[call] = asyncio.get_running_loop().create_future()
@@ -115,14 +125,12 @@ class Telephone:
         finally:
             del self._decisions[call]
         if code is None or call.session.ended:
-            self._tell_ended(call)
-            return
+            return False
         if code >= 300:
             await call.reject(code)
-            self._tell_ended(call)
-            return
+            return False
         await call.answer()
-        await self._talk(call)
+        return True
 
     async def _decided(self, call: Call, decision: asyncio.Future[int]) -> int | None:
         """200 when it is time to answer, another code to refuse, ``None`` when the caller has gone."""
@@ -155,7 +163,7 @@ class Telephone:
             return
         except asyncio.CancelledError:  # the telephone is switched off
             await call.hang_up()
-            self.tell("call-failed", call=call.id, reason="cancelled")
+            self._tell_failed(call=call.id, reason="cancelled")
             raise
         await self._talk(call)
 

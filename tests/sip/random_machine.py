@@ -132,7 +132,7 @@ class RandomMachine(StackPair):
             session.reject(302, headers=[("Contact", f"<{end.uri.replace(end.name, 'other')}>")], now=now)
         elif draw < 0.14:
             session.reject(self.random.choice((486, 503, 603)), now=now)
-        elif draw < 0.45:
+        elif draw < 0.5:
             session.accept(**BODY, now=now)
         elif draw < 0.75:
             self._progress(session, now)
@@ -164,7 +164,7 @@ class RandomMachine(StackPair):
                 incoming._services.answer(incoming._transaction, answer, now)
             self.waiting.append(incoming)
         else:
-            incoming.respond(200 if draw < 0.9 else 489, now=now)
+            incoming.respond(200 if draw < 0.95 else self.random.choice((489, 404)), now=now)
 
     # --- steps
 

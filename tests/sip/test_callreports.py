@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiortc.rtp import RtcpByePacket, RtcpPacket, RtcpRrPacket, RtcpSdesPacket, RtcpSrPacket
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcptt_sip.callmedia import CallMedia, CallMediaSettings
@@ -52,6 +52,7 @@ def test_a_report_is_a_senders_while_he_sends_and_names_its_source() -> None:
     assert isinstance(bye, RtcpByePacket) and bye.sources == [7]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.integers(0, 2**32 - 1))
 def test_aiortc_reads_every_name(name: str, ssrc: int) -> None:
     octets = source_description(ssrc, name)
@@ -90,6 +91,7 @@ def test_reports_of_others_and_of_another_stream_change_nothing() -> None:
     assert here.heard == PeerReport(0.0, 0, 0.0, None)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_what_is_no_rtcp_is_an_rtp_error_and_nothing_else(data: bytes) -> None:
     for octets in (data, b"\x81\xc8" + data, b"\x81\xca" + data, b"\x80\xc9\x00\x01\x00\x00\x00\x07" + data):
@@ -99,6 +101,7 @@ def test_what_is_no_rtcp_is_an_rtp_error_and_nothing_else(data: bytes) -> None:
             pass
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1))
 def test_the_time_between_reports_is_drawn_so_that_two_ends_do_not_speak_in_step(draw: float) -> None:
     """6.3.1: 0.5 to 1.5 times the interval, less what the drawing alone would add; half of it to the first."""

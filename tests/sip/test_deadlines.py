@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcptt_sip.deadlines import Deadlines
@@ -30,6 +30,7 @@ class Alarm:
 actions = st.tuples(st.sampled_from(["watch", "last", "drop", "fire"]), st.integers(0, 5), st.integers(0, 9))
 
 
+@settings(deadline=None)
 @given(st.lists(actions, max_size=80))
 def test_everything_fires_once_in_the_order_of_its_time_however_it_is_watched(made: list[tuple[str, int, int]]) -> None:
     clock, now = Deadlines(), 0.0
