@@ -159,8 +159,8 @@ class SipEndpoint:
     def _tell(self, event: object) -> None:
         try:
             self._on_event(event, self._clock())
-        except SipError as error:
-            # what the application did wrong with one event must not keep the others from it
+        except Exception as error:
+            # what goes wrong over one event keeps nobody from the others
             log.exception("event %s", type(event).__name__)
             self.stack.unhandled(event, error, self._clock())
 

@@ -241,7 +241,7 @@ class TransactionLayer:
         events, self._events = self._events, []
         return events
 
-    def unhandled(self, event: object, error: SipError, now: float) -> None:
+    def unhandled(self, event: object, error: Exception, now: float) -> None:
         """The application raised this over an event."""
 
     def next_timer(self) -> float | None:

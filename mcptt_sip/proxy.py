@@ -29,7 +29,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mcptt_sip.errors import ParseError, SipError
+from mcptt_sip.errors import ParseError
 from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.flow import Flow
 from mcptt_sip.forwarding import Branch, Forwarding, RequestToForward, Target, copy_for
@@ -95,7 +95,7 @@ class SipProxy(TransactionLayer):
         self._flow_gone(flow, now)
         self.emit(FlowLost(flow))
 
-    def unhandled(self, event: object, error: SipError, now: float) -> None:
+    def unhandled(self, event: object, error: Exception, now: float) -> None:
         """See :meth:`TransactionLayer.unhandled`: a request that was not decided about is refused, or its transaction
         would stay for ever. Such a one may have credentials that cannot be read."""
         if isinstance(event, RequestToForward) and not event.forwarding.decided:

@@ -25,7 +25,7 @@ from typing import Any
 from mcptt_sip.auth import DigestClient, DigestCredentials
 from mcptt_sip.body import parse_multipart
 from mcptt_sip.dialog import Dialog
-from mcptt_sip.errors import ParseError, SipError
+from mcptt_sip.errors import ParseError
 from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.flow import Flow
 from mcptt_sip.grammar import Params
@@ -303,7 +303,7 @@ class SipStack(TransactionLayer):
             self._digests.popitem(last=False)
         return client
 
-    def unhandled(self, event: object, error: SipError, now: float) -> None:
+    def unhandled(self, event: object, error: Exception, now: float) -> None:
         """See `TransactionLayer.unhandled`: a request without an answer would keep its transaction for ever."""
         if isinstance(event, RequestReceived) and not event.incoming.answered:
             event.incoming.respond(error.status if isinstance(error, ParseError) else 500, now=now)

@@ -67,6 +67,7 @@ class MemberSettings:
     #: receiver reports under the CSK on both sockets: they keep a NAT's binding alive (RFC 6263 4.6), show the
     #: server where this member is, and tell it how its packets arrive; 0 sends none
     keepalive: float = 15.0
+    first_keepalive: float = 0.5  #: from the first to the second (the first may come too early), then twice as long
     #: no floor control message of the server for so long: ``server-silent``; 0 does not watch
     silence: float = 0.0
     #: without a microphone, ``start_microphone`` sends silence and says so; ``False`` raises NoMicrophone
@@ -142,6 +143,7 @@ class MemberMedia:
         self._playout = Playout(self._reception, clock, settings.codec)
         self._timer: asyncio.TimerHandle | None = None
         self._keepalive_due: float | None = None
+        self._keepalive_step = 0.0
         self._microphone: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -195,7 +197,7 @@ class MemberMedia:
         now = self._loop.time()
         self._channel.establish(now, implicit_request=implicit_request, granted=granted)
         if self.settings.keepalive:
-            self._keepalive_due = now
+            self._keepalive_due, self._keepalive_step = now, min(self.settings.first_keepalive, self.settings.keepalive)
         self._advance()
 
     def is_connected(self, audio: Address, floor: Address) -> bool:
@@ -539,7 +541,8 @@ class MemberMedia:
 
     def _keep_alive(self, now: float) -> None:
         if self._keepalive_due is not None and now >= self._keepalive_due:
-            self._keepalive_due = now + self.settings.keepalive
+            self._keepalive_due = now + self._keepalive_step
+            self._keepalive_step = min(2 * self._keepalive_step, self.settings.keepalive)
             audio, floor_ = self._channel.keep_alive(now)
             self._transmit("audio", audio)
             if floor_ is not None:

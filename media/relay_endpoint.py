@@ -63,6 +63,8 @@ class _FloorLeg:
     ssrc: int  # ours, towards him
     sender: SrtpSender
     receiver: SrtpReceiver
+    #: the newest index that was heard, at each socket, of each of his SSRCs
+    newest: dict[tuple[str, int], int] = field(default_factory=dict)
     #: what he last reported: of the talker whom he hears, and the way to him and back in seconds
     heard: ReportBlock | None = None
     round_trip: float | None = None
@@ -215,26 +217,35 @@ class GroupRelay:
         if self._arbiter.pending:
             self._advance()
 
-    def _opened(self, octets: bytes) -> tuple[_FloorLeg, bytes] | None:
-        """Whose it is, and what; ``None`` and a count for what is not authentic."""
+    def _opened(self, octets: bytes, at: str) -> tuple[_FloorLeg, bytes, bool] | None:
+        """Whose it is, what, and whether it is his newest word ``at`` this socket; ``None`` and a count for what is not
+        authentic.
+
+        One that was held up, or lost and sent again by somebody else, says what he said, and not where he is.
+        """
         leg = self._by_mki.get(octets[-4:])
         if leg is None:
             self.counters["floor-unknown-key"] += 1
             return None
         try:
-            return leg, leg.receiver.unprotect_rtcp(octets).data
+            opened = leg.receiver.unprotect_rtcp(octets)
         except SrtpError as error:
             self.counters[f"floor-{error.reason}"] += 1
             log.debug("group=%s floor message dropped: %s", self.group, error)
             return None
+        newest = opened.index > leg.newest.get((at, opened.ssrc), -1)
+        if newest:
+            leg.newest[at, opened.ssrc] = opened.index
+        return leg, opened.data, newest
 
     def _report_received(self, octets: bytes, source: Address) -> None:
         """The keep-alive of a member's audio: it shows where he is now, behind whatever address translation."""
-        opened = self._opened(octets)
+        opened = self._opened(octets, "audio")
         if opened is not None:
-            leg, plain = opened
+            leg, plain, newest = opened
             self._read_report(leg, plain)
-            if source != self._relay.legs[leg.participant].audio and self._relay.move(leg.participant, source):
+            elsewhere = source != self._relay.legs[leg.participant].audio
+            if newest and elsewhere and self._relay.move(leg.participant, source):
                 self.counters["audio-moved"] += 1
 
     def _read_report(self, leg: _FloorLeg, plain: bytes) -> None:
@@ -253,10 +264,10 @@ class GroupRelay:
     def _floor_received(self, octets: bytes, source: Address) -> None:
         if self.trace is not None:
             self.trace("floor", False, self.floor, source, octets, self._clock())
-        opened = self._opened(octets)
+        opened = self._opened(octets, "floor")
         if opened is None:
             return
-        leg, plain = opened
+        leg, plain, newest = opened
         if plain[1] in (200, 201):
             self._read_report(leg, plain)
             messages = []
@@ -267,7 +278,8 @@ class GroupRelay:
                 self.counters["floor-malformed"] += 1
                 log.debug("group=%s user=%s floor message dropped: %s", self.group, leg.participant, error)
                 return
-        leg.address = source  # only what is authenticated moves a member's address
+        if newest:
+            leg.address = source  # only what is authenticated moves a member's address
         if self.trace is not None and messages:
             self.trace("floor-opened", False, self.floor, source, plain, self._clock())
         for message in messages:

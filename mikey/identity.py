@@ -141,14 +141,18 @@ class KeyPeriods:
 def domain_of(uri: str) -> str:
     """The domain that answers for a URI: host of a SIP URI or of user@host, `tel:` for tel URIs.
 
-    Lower case, without port and parameters. KmsDomainList entries are compared with this.
+    Lower case, without port and parameters; empty for what is no URI. KmsDomainList entries are compared with this.
+    As RFC 3261 25.1 reads it: what stands before the ``@`` is the user, and may hold ``;`` and ``?``.
     """
     scheme, colon, rest = uri.partition(":")
     if colon and scheme.lower() == "tel":
         return "tel:"
     if not colon or scheme.lower() not in ("sip", "sips", "im", "pres", "mailto", "xmpp"):
         rest = uri
-    host = rest.split(";", 1)[0].split("?", 1)[0].rsplit("@", 1)[-1]
+    user, _, host = rest.rpartition("@")
+    if "@" in user:
+        return ""
+    host = host.split(";", 1)[0].split("?", 1)[0]
     if host.startswith("["):
         host = host.partition("]")[0] + "]"
     else:

@@ -6,6 +6,7 @@ Steps 1 to 7 of the order in `mikey.imessage`, the replay check (4) aside: it ne
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mikey import eccsi
@@ -108,6 +109,8 @@ def check_spoken(message: IMessage, now: float, policy: Policy, expect_type: Key
     if expect_type is not None and kind is not expect_type:
         raise WrongKeyType(f"a {kind.name}, not a {expect_type.name}")
     timestamp = message.timestamp
+    if not math.isfinite(now):
+        raise ValueError(f"{now} is no time")
     if message.t.ts_type != 0:
         allow(policy, "ntp_local", "T of type NTP")
     if header.prf != PRF_HMAC_SHA_256:

@@ -9,6 +9,10 @@ from mcptt_sip.message import Response
 from mcptt_sip.outgoing import Cause
 
 
+class CallerNotAllowed(SipError):
+    """This user's own policy takes no calls of that one."""
+
+
 class AddFailed(SipError):
     """One user could not be added, or did not prove that he holds the key. The call goes on."""
 

@@ -24,7 +24,7 @@ from mcptt_sip.endpoint import SipEndpoint, steady
 from mcptt_sip.errors import SipError
 from mcptt_sip.incoming import RequestReceived, ServerRequest
 from mcptt_sip.mcptt.call import CallSettings, Regroup
-from mcptt_sip.mcptt.callerrors import RegroupFailed
+from mcptt_sip.mcptt.callerrors import CallerNotAllowed, RegroupFailed
 from mcptt_sip.mcptt.clientrequests import ORDINARY, CallOptions, ClientRequests
 from mcptt_sip.mcptt.contents import (
     FEATURE_TAGS,
@@ -63,7 +63,7 @@ from mcptt_sip.stack import FlowLost, SipStack, StackSettings
 from mcptt_sip.subscription import Notified, Subscription, SubscriptionEnded
 from mcptt_sip.trace import TraceSink
 from mcptt_sip.transport import TransportSettings
-from mcptt_sip.uri import SipUri
+from mcptt_sip.uri import SipUri, parse_uri
 from media.endpoint import MemberMedia, MemberSettings
 from media.srtp import SrtpKey
 from mikey import Keyring, KeyType, MikeyError, ReplayCache, TransportKey, seal, srtp_keys
@@ -214,12 +214,16 @@ class McpttClient(ClientRequests):
         """
         if not users:
             raise ValueError("a regroup call names at least one user")
+        if isinstance(users, str):
+            raise ValueError("the users of a regroup call are a sequence of URIs")
         regroup = await self.start_regroup(users[0], options)
         for user in users[1:]:
             self.spawn(self._add_later(regroup, user))
         return regroup
 
     async def start_regroup(self, user: str, options: CallOptions = ORDINARY) -> InitiatedRegroup:
+        if user == self.uri:
+            raise ValueError(f"{user} is who calls")
         regroup = await self.prepare_regroup(options)
         await self.establish(regroup, user)
         return regroup
@@ -288,7 +292,7 @@ class McpttClient(ClientRequests):
     async def _add_later(self, regroup: InitiatedRegroup, user: str) -> None:
         try:
             await regroup.add(user)
-        except SipError as error:
+        except (SipError, ValueError) as error:
             log.info("group=%s %s", regroup.group, error)
 
     def _seal(self, key: TransportKey, recipient: str, now: float) -> Any:
@@ -317,6 +321,11 @@ class McpttClient(ClientRequests):
                 self._invited_privately(read_private_invitation(self, session))
                 return
             invitation = read_invitation(self, session)
+        except CallerNotAllowed as error:
+            log.info("call-id=%s %s", session.call_id, error)
+            self.emit("invitation-refused", call_id=session.call_id, reason=type(error).__name__)
+            session.reject(403, headers=warning_header(self.domain, warning_text(127)), now=self.stack_time())
+            return
         except (SipError, MikeyError, ValueError) as error:
             # one answer for every reason: what exactly failed stays in the local log
             log.warning("call-id=%s invitation refused: %s: %s", session.call_id, type(error).__name__, error)
@@ -327,11 +336,6 @@ class McpttClient(ClientRequests):
             "invited", group=invitation.group, user=invitation.initiator, call_id=session.call_id,
             gmk_id=f"{invitation.opened.key.key_id:08x}", urgency=invitation.urgency.value,
         )
-        if not self._may_be_called_by(invitation.initiator):
-            log.info("group=%s user=%s is not among those who may call", invitation.group, invitation.initiator)
-            self.emit("invitation-refused", call_id=session.call_id, reason="CallerNotAllowed")
-            session.reject(403, headers=warning_header(self.domain, warning_text(127)), now=self.stack_time())
-            return
         if self._handler is None or invitation.group in self.calls or self._is_overtaken(invitation):
             session.reject(486, now=self.stack_time())
             return
@@ -340,13 +344,18 @@ class McpttClient(ClientRequests):
     def _invited_privately(self, invitation: PrivateInvitation) -> None:
         session = invitation.session
         self.emit("invited-privately", user=invitation.caller, call_id=session.call_id)
-        if not self._may_be_called_by(invitation.caller):
-            self.emit("invitation-refused", call_id=session.call_id, reason="CallerNotAllowed")
-            session.reject(403, headers=warning_header(self.domain, warning_text(127)), now=self.stack_time())
-        elif self._private_handler is None:
+        if self._private_handler is None:
             session.reject(486, now=self.stack_time())
         else:
-            self.spawn(self._private_handler(invitation))
+            self.spawn(self._ask_privately(self._private_handler, invitation))
+
+    async def _ask_privately(self, handler: PrivateHandler, invitation: PrivateInvitation) -> None:
+        try:
+            await handler(invitation)
+        except Exception:  # the application's fault is not the caller's: he has his answer at once
+            log.exception("user=%s private call", invitation.caller)
+            if invitation.session.context is None and not invitation.session.ended:
+                invitation.decline()
 
     def on_private_call(self, handler: PrivateHandler) -> PrivateHandler:
         """Registers who is asked about a private call whose signature and key are in order."""
@@ -357,11 +366,15 @@ class McpttClient(ClientRequests):
         """Calls ``user`` alone, under a key that only the two hold. Raises :class:`RegroupFailed`."""
         return await call_privately(self, user)
 
-    def _may_be_called_by(self, caller: str) -> bool:
-        """This user's own policy, by the identity that signed (step 5, rule 22)."""
-        if self.settings.callers is None:
-            return True
-        return caller in self.settings.callers or f"sip:*@{SipUri.parse(caller).host}" in self.settings.callers
+    def check_caller(self, caller: str) -> None:
+        """This user's own policy (step 5, rule 22): asked of the claimed identity, before the key is opened for it,
+        which is dear (rule 26). Raises :class:`CallerNotAllowed`."""
+        callers = self.settings.callers
+        if callers is None or caller in callers:
+            return
+        uri = parse_uri(caller)
+        if not isinstance(uri, SipUri) or f"sip:*@{uri.host.lower()}" not in callers:
+            raise CallerNotAllowed(f"{caller} is not among those who may call")
 
     async def _ask(self, invitation: Invitation) -> None:
         assert self._handler is not None
@@ -369,6 +382,10 @@ class McpttClient(ClientRequests):
             await self._handler(invitation)
         except SipError as error:
             log.warning("group=%s invitation: %s", invitation.group, error)
+        except Exception:  # the application's fault is not the caller's: he has his answer at once
+            log.exception("group=%s invitation", invitation.group)
+            if self._unanswered(invitation):
+                invitation.decline()
         if self._unanswered(invitation):
             await self.sleep(self.settings.call.ring_limit)
             if self._unanswered(invitation):
@@ -538,11 +555,12 @@ class McpttClient(ClientRequests):
         if self._sink is not None:
             self._sink(name, details)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs ``work`` beside everything else; a failure is logged, never lost."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

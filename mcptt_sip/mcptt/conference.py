@@ -3,21 +3,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from mcptt_sip.incoming import ServerRequest
 from mcptt_sip.mcptt.contents import focus_contact, warning_header
-from mcptt_sip.mcptt.groupcall import GroupCall
+from mcptt_sip.mcptt.groupcall import ControllingSettings, GroupCall
 from mcptt_sip.mcptt.memberlist import MEMBER_LIST
 from mcptt_sip.mcptt.policy import warning_text
 from mcptt_sip.subscription import NotifierSubscription
+
+log = logging.getLogger(__name__)
 
 
 class ConferencePackage:
     """:param call_of: the call whose session identity a Request-URI is, ``None`` when there is none"""
 
-    def __init__(self, domain: str, call_of: Callable[[object], GroupCall | None]) -> None:
-        self._domain = domain
+    def __init__(self, settings: ControllingSettings, call_of: Callable[[object], GroupCall | None]) -> None:
+        self._settings = settings
         self._call_of = call_of
 
     def subscribed(self, incoming: ServerRequest, sender: str, now: float) -> None:
@@ -29,8 +32,12 @@ class ConferencePackage:
         call = self._call_of(incoming.request.uri)
         code = 137 if call is None else 138
         if call is None or sender not in call.legs:
-            headers = warning_header(self._domain, warning_text(code))
+            headers = warning_header(self._settings.domain, warning_text(code))
             incoming.respond(404 if call is None else 403, headers=headers, now=now)
+            return
+        if call.roster.subscriptions_of(sender) >= self._settings.max_subscriptions:
+            log.warning("group=%s user=%s has too many subscriptions", call.group, sender)
+            incoming.respond(500, headers=[("Retry-After", self._settings.retry_after)], now=now)
             return
         contact = [("Contact", focus_contact(call.session_identity))]
         subscription = incoming.accept_subscription(headers=contact, now=now)

@@ -40,11 +40,15 @@ def focus_contact(session_identity: str) -> str:
     return f"<{session_identity}>;{FEATURE_TAGS};isfocus"
 
 
+_controls = re.compile(r"[\x00-\x1f\x7f]+")
+
+
 def warning_header(host: str, text: str | None) -> Headers:
     """``Warning: 399 host "NNN text"``: the MC code stands inside the quotes (24.379 4.4.2)."""
     if not text:
         return []
-    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    plain = _controls.sub(" ", text)  # what a peer wrote may be quoted here
+    quoted = plain.replace("\\", "\\\\").replace('"', '\\"')
     return [("Warning", f'399 {host} "{quoted}"')]
 
 

@@ -100,7 +100,7 @@ class ControllingFunction:
             settings, policy=policy, affiliations=affiliations, calls=self.calls, check_key=check_key
         )
         self.key_messages = KeyMessages(settings.domain, check_key, token)
-        self.conference = ConferencePackage(settings.domain, self.call_of)
+        self.conference = ConferencePackage(settings, self.call_of)
         self.returning = Returning(settings.domain, self.calls.get, self._left_behind)
         self.urgency = UrgencyChanges(
             settings, policy=policy, token=token, offer=lambda leg: self._offer(leg.call, leg.destination),
@@ -183,10 +183,11 @@ class ControllingFunction:
         contents = read_contents(session.request)
         leg = Leg(call, caller.user, session, caller, initiator=True, guk_id=contents.info.initiator_guk_id or 0)
         leg.theirs, leg.told = GroupMediaDescription.decode(contents.sdp), urgency_of(contents.info)
-        if (old := call.legs.get(caller.user)) is not None:
+        old = call.legs.get(caller.user)
+        leg.take_over(old)
+        if old is not None:
             self._hang_up(old, now, "taken over by another device")
         session.context = leg
-        leg.join_media()
         call.legs[caller.user] = leg
         self._accept(leg, (), [*self._warning(warning_text(123))], now)
         call.machine.initiator_returned(now)
@@ -423,7 +424,8 @@ class ControllingFunction:
             case regroup.ReleaseMember(user, answered):
                 self._release_member(call, user, answered, now)
             case regroup.ReleaseInitiator(cause):
-                self._hang_up(call.legs[call.initiator], now, cause)
+                if (initiator := call.legs.get(call.initiator)) is not None:
+                    self._hang_up(initiator, now, cause)
             case regroup.RosterChanged(user, connected):
                 if connected:
                     call.roster.connected(user, now)
@@ -534,16 +536,23 @@ class ControllingFunction:
     def handle_timer(self, now: float) -> None:
         self.urgency.handle_timer(now)
         for call in list(self.calls.values()):
-            call.machine.handle_timer(now)
-            self._carry_out(call, now)
-            if call.group not in self.calls:
-                continue
-            call.roster.handle_timer(now)
-            if call.members_due is not None and call.members_due <= now:
-                call.members_due, call.members_told = None, now
-                present = [call.initiator] if call.machine.initiator_present else []
-                connected = sorted([*present, *call.machine.connected])
-                self._observe("members", {"group": call.group, "connected": connected})
+            try:
+                self._call_timer(call, now)
+            except Exception:  # whatever is wrong with one call, the time of all others goes on
+                log.exception("group=%s is given up", call.group)
+                self._close(call, "internal error", now)
+
+    def _call_timer(self, call: GroupCall, now: float) -> None:
+        call.machine.handle_timer(now)
+        self._carry_out(call, now)
+        if call.group not in self.calls:
+            return
+        call.roster.handle_timer(now)
+        if call.members_due is not None and call.members_due <= now:
+            call.members_due, call.members_told = None, now
+            present = [call.initiator] if call.machine.initiator_present else []
+            connected = sorted([*present, *call.machine.connected])
+            self._observe("members", {"group": call.group, "connected": connected})
 
     # --- small things -----------------------------------------------------------------------------------
 

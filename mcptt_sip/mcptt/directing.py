@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.mcptt import documents
@@ -25,7 +25,7 @@ from mcptt_sip.mcptt.memberlist import MEMBER_LIST, sign_members
 from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import Cause
 from media.endpoint import MemberMedia
-from mikey import guk_id
+from mikey import MikeyError, TransportKey, guk_id
 
 if TYPE_CHECKING:
     from mcptt_sip.mcptt.client import McpttClient
@@ -83,6 +83,8 @@ class DirectedRegroup(Regroup):
         for many users at once: a window bounds what is under way.
         """
         self._must_direct()
+        if user == self.me:
+            raise ValueError(f"{user} directs the call")
         if user in self._joining:
             raise AddFailed(user, 486, "he is being added already")
         there = user in self.distribution.named
@@ -90,6 +92,9 @@ class DirectedRegroup(Regroup):
         self.distribution.name(user)
         if not there:  # who is in already gets every new key like all others
             self._joining.add(user)
+        await self._carry_through(self._adding(user, there))
+
+    async def _adding(self, user: str, there: bool) -> None:
         try:
             async with self._window:
                 await self._early.wait()
@@ -114,6 +119,11 @@ class DirectedRegroup(Regroup):
             except GukIdCollision:
                 self._replace_key()
                 sealed = self.distribution.seal_to(user, self.client.now())
+            except MikeyError as error:  # nothing has left for him: he is not in the group, and gets no later key
+                if not there:
+                    self.distribution.absent(user)
+                self.emit("add-failed", user=user, status=488, warning=str(error))
+                raise AddFailed(user, 488, f"no key can be made for him: {error}") from error
             generation = self.distribution.generation
             outcome = await self._refer_to(user, sealed.octets)
         except AddFailed as failure:
@@ -185,8 +195,19 @@ class DirectedRegroup(Regroup):
             await work
         except NotRekeyed as error:
             self.emit("not-rekeyed", users=sorted(error.users))
-        except NotADeputy as error:
+        except (NotADeputy, AddFailed) as error:
             log.info("group=%s %s", self.group, error)
+
+    async def _carry_through(self, work: Coroutine[Any, Any, None]) -> None:
+        """``work`` to its end, whoever waits for it: half a change of keys would split the group. When he gives up
+        waiting, what becomes of it is told by events."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                self.client.spawn(self._told(task))
+            raise
 
     def _must_direct(self) -> None:
         if not self.directing:
@@ -243,13 +264,14 @@ class DirectedRegroup(Regroup):
         """A new TGMK to every member; returns when all proved it or a newer one, it is in force and nothing sent under
         the one before is under way any more, or raises :class:`NotRekeyed`."""
         self._must_direct()
-        await self._distribute(self._make_key())
+        await self._carry_through(self._distribute(self._make_key()))
 
     async def _distribute(self, generation: int) -> None:
         key = self.distribution.current
         assert key is not None
-        users = await self._seal_for_everybody(generation)
-        missing = await self._until(lambda user: self.distribution.proved(user, generation), users)
+        users, unsealed = await self._seal_for_everybody(generation)
+        waited = await self._until(lambda user: self.distribution.proved(user, generation), users)
+        missing = waited | unsealed
         in_force = float(key.activation or 0) + self.distribution.settings.transit - self.client.now()
         if in_force > 0:
             await self.client.sleep(in_force)
@@ -269,21 +291,28 @@ class DirectedRegroup(Regroup):
         """A new key from this instant on, brought to everybody while other things go on."""
         self.client.spawn(self._told(self._distribute(self._make_key())))
 
-    async def _seal_for_everybody(self, generation: int) -> set[str]:
-        """Makes and sends each member his I_MESSAGE; stops when a newer key has been made meanwhile."""
+    async def _seal_for_everybody(self, generation: int) -> tuple[set[str], set[str]]:
+        """Makes and sends each member his I_MESSAGE; stops when a newer key has been made meanwhile. Returns to whom,
+        and for whom none could be made (his KMS's certificate is over, say): he holds up nobody else (rule 24)."""
         # who is being added gets the new key when he is in the call; until then no MESSAGE reaches him
         users = self.distribution.named - self._joining
         key = self.distribution.current
         assert key is not None
+        unsealed: set[str] = set()
         self.emit("rekeying", gmk_id=f"{key.key_id:08x}", users=sorted(users))
         for user in sorted(users):
             if self.distribution.generation != generation or self.ended.is_set():
                 break
             if user in self.distribution.named:
-                self.distribution.seal_to(user, self.client.now())
+                try:
+                    self.distribution.seal_to(user, self.client.now())
+                except MikeyError as error:
+                    log.warning("group=%s user=%s no key can be made for him: %s", self.group, user, error)
+                    unsealed.add(user)
+                    continue
                 self._keep_current(user)
                 await asyncio.sleep(0)  # sealing is work: others have their turn
-        return set(users)
+        return set(users) - unsealed, unsealed
 
     async def revoke(self) -> None:
         """Withdraws the current key from everyone: sending stops at once, for good under this key."""
@@ -292,12 +321,23 @@ class DirectedRegroup(Regroup):
         assert key is not None
         self.keys.revoke(key, self.distribution.next_time(self.client.now()))
         self.apply_keys()
-        users = set(self.distribution.named - self._joining)
+        await self._carry_through(self._revoke(key, generation))
+
+    async def _revoke(self, key: TransportKey, generation: int) -> None:
+        users, unsealed = set(self.distribution.named - self._joining), set()
         for user in sorted(users):
-            self.distribution.seal_revocation(user, self.client.now())
+            try:
+                self.distribution.seal_revocation(user, self.client.now())
+            except MikeyError as error:
+                log.warning("group=%s user=%s no revocation can be made for him: %s", self.group, user, error)
+                unsealed.add(user)
+                continue
             self._keep_current(user)
             await asyncio.sleep(0)
-        missing = await self._until(lambda user: self.distribution.proved(user, generation, REVOKED), users)
+        waited = await self._until(
+            lambda user: self.distribution.proved(user, generation, REVOKED), users - unsealed
+        )
+        missing = waited | unsealed
         if missing:
             raise NotRekeyed(missing)
         self.emit("key-revoked", gmk_id=f"{key.key_id:08x}")

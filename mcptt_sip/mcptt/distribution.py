@@ -233,7 +233,7 @@ class KeyDistribution:
 
     def _distinct(self, key: TransportKey) -> bool:
         """Whether all that would send under ``key`` have GUK-IDs (28 bits) of their own."""
-        ids = [guk_id(key, user) for user in (*self._named, self.signer)]
+        ids = [guk_id(key, user) for user in {*self._named, self.signer}]
         return len(set(ids)) == len(ids)
 
     def refresh_due(self) -> float | None:

@@ -54,11 +54,11 @@ def parse_xml(data: bytes, tag: str) -> etree._Element:
     try:
         root = etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
-        raise DocumentError(f"not well-formed XML: {error}") from None
+        raise DocumentError(f"not well-formed XML: {' '.join(str(error).split())}") from None
     if getattr(root.getroottree().docinfo, "doctype", None):
         raise DocumentError("a document type declaration is not allowed")
     if root.tag != tag:
-        raise DocumentError(f"root element is {root.tag}, not {tag}")
+        raise DocumentError(f"root element is {root.tag!r}, not {tag}")
     return root
 
 

@@ -100,6 +100,18 @@ class Leg:
             self.call.media.remove_leg(self.user)
             self.in_media = False
 
+    def take_over(self, old: Leg | None) -> None:
+        """Into the media in the place of the same user's ``old`` leg, which stays there when this one cannot come."""
+        heard = old is not None and old.in_media
+        if old is not None:
+            old.leave_media()
+        try:
+            self.join_media()
+        except (SipError, ValueError):
+            if old is not None and heard:
+                old.join_media()
+            raise
+
     def move_media(self, theirs: GroupMediaDescription) -> None:
         """To another place. When he cannot be had there he stays where he is (RFC 3261 14.2), and this raises."""
         before = self.theirs
@@ -208,6 +220,10 @@ class ControllingSettings:
     roster_interval: float = 5.0  # seconds; RFC 4575 3.10: not more than one NOTIFY in this time
     #: calls at one time; beyond, 500 with Retry-After
     max_calls: int = 1000
+    #: private calls that one user may be in at a time
+    max_private_calls: int = 8
+    #: subscriptions of one member to a call's roster: his devices, with some that they have forgotten
+    max_subscriptions: int = 16
     retry_after: int = 10
     #: session timer of every leg (RFC 4028), seconds; 0: none
     session_expires: int = 1800

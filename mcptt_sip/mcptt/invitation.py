@@ -77,6 +77,7 @@ def read_invitation(client: McpttClient, session: InviteSession) -> Invitation:
         raise KeyingError(f"the invitation is for {info.request_uri}")
     if not info.calling_user_id or not info.calling_group_id:
         raise KeyingError("calling user or group is missing")
+    client.check_caller(info.calling_user_id)
     theirs = GroupMediaDescription.decode(contents.sdp, beside=contents.mikey)
     opened = open_group_key(client, contents.mikey, info.calling_user_id, info.calling_group_id)
     terms = GroupTerms.parse(opened.key.text)

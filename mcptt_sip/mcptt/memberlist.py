@@ -62,7 +62,7 @@ def read_members(
             str(fields["group"]), str(fields["signer"]), int(fields["number"]), float(fields["at"]),
             tuple(str(user) for user in fields["users"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise MemberListError("the list of members cannot be read") from error
     if found.group != group or found.signer not in signers:
         raise MemberListError("the list is of another group or signer")

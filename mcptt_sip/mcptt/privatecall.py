@@ -45,7 +45,7 @@ def private_key_of(contents: Contents) -> tuple[GroupMediaDescription, bytes]:
     return theirs, theirs.key
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # each is itself: comparing their fields would go round in circles
 class PrivateLeg:
     """One side's session: the caller's, or one of the called user's devices while they ring."""
 
@@ -56,7 +56,7 @@ class PrivateLeg:
     theirs: GroupMediaDescription | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # each is itself: comparing their fields would go round in circles
 class PrivateCallState:
     """One private call. ``key_id`` is the PCK-ID, which stands in every packet's MKI."""
 
@@ -121,6 +121,10 @@ class PrivateCallFunction:
         except SipError as error:
             self._refuse(session, getattr(error, "status", 400), None, str(error), now)
             return
+        if len(self.calls) >= self.settings.max_calls or self._calls_of(caller.user) >= self.settings.max_private_calls:
+            log.warning("call-id=%s user=%s too many private calls", session.call_id, caller.user)
+            session.reject(500, headers=[("Retry-After", self.settings.retry_after)], now=now)
+            return
         places = self._destinations(target, now)
         if not places:
             self._refuse(session, 480, warning_text(146), f"{target} is not registered", now)
@@ -141,6 +145,9 @@ class PrivateCallFunction:
         session.progress(180, now=now)
         for place in places:
             self._invite(call, place, contents.mikey, now)
+
+    def _calls_of(self, user: str) -> int:
+        return sum(user in (call.caller.user, call.called and call.called.user) for call in self.calls)
 
     def _invite(self, call: PrivateCallState, place: Destination, key: bytes | None, now: float) -> None:
         """``key``: the key message of a part of its own. Each goes out where it came in, octet for octet."""
@@ -220,6 +227,9 @@ class PrivateCallFunction:
     def _nobody_left(self, call: PrivateCallState, now: float) -> None:
         if not call.ringing and call.called is None and not call.over:
             status, warning = call.last_refusal
+            if call.caller.session.ended:
+                self._end(call, now)
+                return
             call.caller.session.reject(status, headers=self._warning(warning), now=now)
             self._end(call, now)
 
@@ -281,7 +291,7 @@ class PrivateCallFunction:
     def release_all(self, now: float) -> None:
         """The server goes down."""
         for call in list(self.calls):
-            if call.called is None:
+            if call.called is None and not call.caller.session.ended:
                 call.caller.session.reject(503, now=now)
             self._end(call, now)
 
@@ -293,7 +303,9 @@ class PrivateCallFunction:
     def handle_timer(self, now: float) -> None:
         for call in list(self.calls):
             if call.rings_until is not None and call.rings_until <= now:
-                call.caller.session.reject(408, now=now)
+                call.rings_until = None
+                if not call.caller.session.ended:  # his CANCEL may be on record already
+                    call.caller.session.reject(408, now=now)
                 self._end(call, now)
 
     def _warning(self, text: str | None) -> Headers:

@@ -182,6 +182,7 @@ def read_private_invitation(client: McpttClient, session: InviteSession) -> Priv
         raise KeyingError("a private call has no group")
     if info.request_uri != client.uri or not info.calling_user_id:
         raise KeyingError(f"the invitation is for {info.request_uri}")
+    client.check_caller(info.calling_user_id)
     theirs, key = private_key_of(contents)
     opened = unseal(
         i_message(key), sender_uri=info.calling_user_id, me=client.uri, keyring=client.keyring,

@@ -93,6 +93,10 @@ class Roster:
         """Users with a subscription."""
         return frozenset(watcher.user for watcher in self._watchers.values())
 
+    def subscriptions_of(self, user: str) -> int:
+        """How many subscriptions ``user`` has."""
+        return sum(watcher.user == user for watcher in self._watchers.values())
+
     # --- who is told ----------------------------------------------------------------------------------
 
     def watch(self, subscription: NotifierSubscription, user: str, now: float) -> None:

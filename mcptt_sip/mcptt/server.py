@@ -266,8 +266,10 @@ class McpttServer:
         await self._agent.close()
 
     def _on_event(self, event: object, now: float) -> None:
-        self.service.handle(event, now)
-        self._rearm()
+        try:
+            self.service.handle(event, now)
+        finally:
+            self._rearm()
 
     def _silent(self, group: str) -> None:
         self.controlling.media_silent(group, self.stack_time())
@@ -286,8 +288,10 @@ class McpttServer:
 
     def _timer_fired(self) -> None:
         self._timer = None
-        self.service.handle_timer(self.stack_time())
-        self._agent.transmit()
-        self._rearm()
+        try:
+            self.service.handle_timer(self.stack_time())
+            self._agent.transmit()
+        finally:
+            self._rearm()
 
 

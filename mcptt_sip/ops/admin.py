@@ -156,14 +156,15 @@ class PolicyDocument:
         if self._stat() != self._mark:
             raise AdminError(f"{self.path} was changed by somebody else meanwhile; nothing was changed, try again")
         mode = 0o600 if self._mark is None else self.path.stat().st_mode & 0o777
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        target = self.path.resolve()  # a link stays one
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(name, mode)
-            os.replace(name, self.path)
+            os.replace(name, target)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(name)

@@ -104,15 +104,18 @@ def run(
         _stop(USAGE, f"which scenario? There are: {', '.join(installed())}")
     failed = 0
     for name in names:
+        broken: str | None = None
         try:
             module = load(name)
         except FileNotFoundError as error:
             _stop(USAGE, str(error))
+        except Exception as error:  # the others have their turn all the same
+            broken = f"{type(error).__name__}: {error}"
         for number in range(1, repeat + 1):
             label = Path(name).stem
             folder = None if out is None else out / (label if repeat == 1 else f"{label}-{number}")
             began = time.monotonic()
-            problem = asyncio.run(run_scenario(module, folder, None if as_json else print))
+            problem = broken or asyncio.run(run_scenario(module, folder, None if as_json else print))
             seconds = round(time.monotonic() - began, 2)
             failed += problem is not None
             verdict = "passed" if problem is None else "FAILED"

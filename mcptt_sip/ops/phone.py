@@ -325,6 +325,9 @@ class Phone:
             details = await command(*words[1:])
         except (SipError, MikeyError, MediaError, ValueError, OSError) as error:
             emit("failed", command=line, **describe(error))
+        except Exception as error:
+            log.exception("command %s", line)
+            emit("failed", command=line, **describe(error))
         else:
             emit("done", command=line, **(details or {}))
 

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import json
 import logging
+import re
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 #: exit codes of every command
 PASSED, FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
+_controls = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 TRANSPORTS = ("udp", "tcp", "tls", "ws", "wss")
 
 
@@ -43,15 +45,23 @@ class StopSignals:
         self.asked.set()
 
 
+class OneLine(logging.Formatter):
+    """A message is one line, whatever a peer has put into it: nobody writes lines of his own into the log."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        record.message = _controls.sub(lambda found: ascii(found[0])[1:-1], record.message)
+        return super().formatMessage(record)
+
+
 def set_up_logging(verbosity: int) -> None:
     """Warnings, the story of each call (``-v``), or every message's arrival (``-vv``) on standard error."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
-    logging.basicConfig(
-        level=level,
-        stream=sys.stderr,
-        format="%(asctime)s.%(msecs)03d level=%(levelname)s logger=%(name)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        OneLine("%(asctime)s.%(msecs)03d level=%(levelname)s logger=%(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     )
+    logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -424,7 +425,7 @@ def load(name: str) -> ModuleType:
             module = importlib.import_module(f"mcptt_sip.scenarios.{name}")
         except ModuleNotFoundError:
             raise FileNotFoundError(f"no scenario {name!r}; there are {', '.join(installed())}") from None
-    if not callable(getattr(module, "scenario", None)):
+    if not inspect.iscoroutinefunction(getattr(module, "scenario", None)):
         raise FileNotFoundError(f"{name} has no coroutine function 'scenario'")
     return module
 
@@ -450,6 +451,9 @@ async def run_scenario(
             await module.scenario(lab)
             return check_afterwards(lab)
     except (ScenarioFailed, AssertionError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    except Exception as error:  # a fault of the scenario itself: its verdict as well, and the others have their turn
+        log.exception("scenario %s", module.__name__)
         return f"{type(error).__name__}: {error}"
 
 

@@ -122,8 +122,9 @@ class PolicyFile:
         try:
             mark = self._mark()
             if mark != self._seen:
-                self._seen = mark
-                self._policy = Policy.parse(self._path.read_text(encoding="utf-8"))
+                text = self._path.read_text(encoding="utf-8")
+                self._seen = mark  # what could not be read is tried again, what was read and is wrong is not
+                self._policy = Policy.parse(text)
                 log.info("policy %s taken into use: %d users", self._path.name, len(self._policy.profiles))
             self._problem = ""
         except (OSError, UnicodeDecodeError, PolicyError) as error:

@@ -232,3 +232,21 @@ def test_a_wrong_option_of_the_server_is_refused_with_a_sentence(wrong: dict[str
 def test_the_priorities_of_a_site_are_its_own() -> None:
     settings = controlling_settings("sip:mcptt@x", "x", resource_priority=["emergency=mcpttq.9"])
     assert sorted(settings.resource_priority.values()) == ["mcpttp.10", "mcpttp.5", "mcpttq.9"]
+
+
+def test_a_link_to_the_policy_stays_one(policy: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link.toml"
+    link.symlink_to(policy)
+    assert admin(link, "user", "set", ALICE, "allow-regroup=false").exit_code == 0
+    assert link.is_symlink() and not Policy.parse(policy.read_text()).profiles[ALICE].allow_regroup
+
+
+def test_a_policy_that_could_not_be_read_is_read_again(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a right that was taken away stayed, because of one moment without a free file."""
+    serving = PolicyFile(policy)
+    policy.write_text(TEXT.replace("allow-regroup = true", "allow-regroup = false"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError(24, "too many open files")))
+        assert serving().profiles[ALICE].allow_regroup
+    assert not serving().profiles[ALICE].allow_regroup

@@ -282,6 +282,33 @@ async def test_the_address_of_a_members_audio_is_learnt_from_his_authentic_keep_
         relay.close()
 
 
+async def test_what_a_member_said_before_moves_him_nowhere() -> None:
+    """Somebody on the way held it back, and says it from his own place: authentic, heard for the first time, old."""
+    relay = GroupRelay("sip:g@x", "127.0.0.1")
+    csk, home = SrtpKey(bytes(16), bytes(12), b"mki0"), ("127.0.0.1", 9)
+    relay.add_leg("sip:a@x", audio=home, floor=home, media_ssrc=1, csk=csk, guk_id=1)
+    member = SrtpSender(csk, 7, CSK)
+    old, new = (member.protect_rtcp(Report(7).encode()) for _ in range(2))
+    try:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger,
+        ):
+            here.bind(("127.0.0.1", 0))
+            for target in (relay.audio, relay.floor):
+                here.sendto(new if target == relay.audio else member.protect_rtcp(Report(7).encode()), target)
+            await until(relay, lambda: relay.statistics().get("audio-moved") == 1)
+            for target in (relay.audio, relay.floor):
+                stranger.sendto(old, target)
+            stranger.sendto(b"", relay.audio)
+            stranger.sendto(os.urandom(60), relay.floor)
+            await until(relay, lambda: "floor-unknown-key" in relay.statistics())
+            assert relay._relay.destinations == (here.getsockname(),)
+            assert relay._legs["sip:a@x"].address == here.getsockname()
+    finally:
+        relay.close()
+
+
 async def test_a_leg_that_the_relays_address_cannot_reach_is_refused_and_the_others_go_on() -> None:
     """An IPv6 address in the table of a socket that speaks IPv4 would keep everyone from hearing anything."""
     csk, four, six = SrtpKey(bytes(16), bytes(12), b"mki0"), ("127.0.0.1", 9), ("::1", 9)

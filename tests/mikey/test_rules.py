@@ -363,3 +363,13 @@ def test_rule_17_key_ids_are_drawn_outside_those_held() -> None:
         return next(source) if count == 4 else bytes(count)
 
     assert TransportKey.generate(KeyType.GMK, random=random, exclude_ids=held).key_id == 11
+
+
+def test_no_time_is_no_time(world: World) -> None:
+    """NaN is nearer to nothing than any skew."""
+    sealed = world.sealed()
+    for now in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="no time"):
+            unseal(
+                sealed.octets, sender_uri=None, me=BOB, keyring=world.ring, now=now, replay=None, expect_type=None
+            )
