@@ -76,6 +76,10 @@ class TransportSettings:
     #: whom to trust, for connections that go out over TLS; the host's authorities when ``None``
     tls_client: ssl.SSLContext | None = None
 
+    def __post_init__(self) -> None:
+        if not self.keep_alive > 0:
+            raise ValueError(f"{self.keep_alive} s between two pings: more than 0 are needed")
+
 
 class Receiver(Protocol):
     """Who is told what the sockets bring."""

@@ -8,6 +8,7 @@ proved it with an acknowledgement that was verified here (rule 12).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -61,8 +62,12 @@ class DistributionSettings:
     awaited_keys: int = 16
 
     def __post_init__(self) -> None:
-        if not self.lifetime > 0:
+        if not 0 < self.lifetime < math.inf:  # of NaN nothing is true
             raise ValueError("a TGMK must have a finite, positive lifetime")
+        if not 0 < self.refresh_at <= 1:
+            raise ValueError(f"a key is replaced at a share of its life, not at {self.refresh_at}")
+        if not 0 <= self.activation_delay < self.lifetime - 1:
+            raise ValueError(f"a key that lives {self.lifetime} s is over before {self.activation_delay} s have passed")
 
 
 @dataclass(slots=True)

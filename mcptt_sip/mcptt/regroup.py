@@ -60,6 +60,13 @@ class RegroupSettings:
     #: a call whose initiator is gone goes on under the key it has; nobody can add or rekey any more
     keep_without_initiator: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("answer_time_limit", "ring_time_limit", "max_duration", "max_participants"):
+            if not getattr(self, name) > 0:  # of NaN nothing is true
+                raise ValueError(f"{name.replace('_', ' ')} {getattr(self, name)}: more than 0 is needed")
+        if not self.max_silence >= 0:
+            raise ValueError(f"max silence {self.max_silence}: 0 for none, or more")
+
 
 class CallState(Enum):
     INVITING = auto()

@@ -255,7 +255,17 @@ def serve(
 
     set_up_logging(verbose)
     try:
-        condition = AnswerCondition.parse(answer_when)
+        regroup = RegroupSettings(
+            answer_condition=AnswerCondition.parse(answer_when),
+            answer_time_limit=answer_time_limit,
+            proceed_at_time_limit=not abandon,
+            stay_when_refused=stay_when_refused,
+            max_silence=max_silence, ring_time_limit=ring_time_limit, max_duration=max_duration,
+            max_participants=max_participants,
+            keep_without_initiator=not release_without_initiator,
+        )  # fmt: skip
+        if not keep_alive > 0:
+            raise ValueError(f"--keep-alive {keep_alive}: more than 0 is needed")
         controlling = controlling_settings(
             identity, domain, answer_mode=answer_mode, max_calls=max_calls, session_expires=session_expires,
             resource_priority=resource_priority or (),
@@ -269,17 +279,7 @@ def serve(
         policy=policy,
         kms=kms_url,
         kms_token=_secret(kms_token_file, "MCPTT_KMS_TOKEN", "bearer token for the KMS"),
-        regroup=RegroupSettings(
-            answer_condition=condition,
-            answer_time_limit=answer_time_limit,
-            proceed_at_time_limit=not abandon,
-            stay_when_refused=stay_when_refused,
-            max_silence=max_silence,
-            ring_time_limit=ring_time_limit,
-            max_participants=max_participants,
-            max_duration=max_duration,
-            keep_without_initiator=not release_without_initiator,
-        ),
+        regroup=regroup,
         controlling=controlling,
         keep_alive=keep_alive,
         preemptive_priority=preemptive_priority,
@@ -364,8 +364,10 @@ def phone(
         _stop(USAGE, f"--answer {answer!r} is not auto, asked, manual, decline or ring")
     if acknowledgement not in ("none", "optional", "required"):
         _stop(USAGE, f"--acknowledgement {acknowledgement!r} is not none, optional or required")
-    if not key_lifetime > 0:
+    if not 0 < key_lifetime < float("inf"):
         _stop(USAGE, "--key-lifetime must be positive: a group key has a finite life")
+    if not 0 <= activation_delay < key_lifetime - 1:
+        _stop(USAGE, f"--activation-delay {activation_delay}: a key must be used before it is over")
     if key_file is not None and store is None:
         _stop(USAGE, "--key-file seals what is in --store: give both")
     options = PhoneOptions(

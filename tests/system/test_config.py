@@ -94,3 +94,32 @@ def test_required_options_may_stand_in_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["demo", "run", "kms", "serve", "phone", "phones", "ua"])
 def test_every_long_running_command_has_it(name: str) -> None:
     assert "--config" in CliRunner().invoke(cli.app, [name, "--help"]).output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--answer-time-limit", "-1"], "answer time limit"), (["--ring-time-limit", "nan"], "ring time limit"),
+        (["--max-silence", "nan"], "max silence"), (["--max-duration", "0"], "max duration"),
+        (["--keep-alive", "0"], "keep-alive"),
+    ],
+)  # fmt: skip
+def test_a_time_that_is_none_is_said_so_before_anything_is_opened(
+    options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MCPTT_KMS_TOKEN", "x")
+    words = ["serve", "--policy", str(tmp_path / "p"), "--identity", "sip:m@x", "--domain", "x", *options]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 2 and said in result.output
+
+
+@pytest.mark.parametrize(("life", "delay"), [("inf", "2"), ("nan", "2"), ("3", "2"), ("3600", "nan"), ("3600", "-1")])
+def test_a_key_that_could_never_be_used_is_said_so(
+    life: str, delay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MCPTT_KMS_TOKEN", "MCPTT_PASSWORD"):
+        monkeypatch.setenv(name, "x")
+    words = ["phone", "--uri", "sip:a@x", "--proxy", "tcp:127.0.0.1:9", "--key-lifetime", life,
+             "--activation-delay", delay]  # fmt: skip
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 2 and "key" in result.output
