@@ -66,8 +66,8 @@ class DistributionSettings:
             raise ValueError("a TGMK must have a finite, positive lifetime")
         if not 0 < self.refresh_at <= 1:
             raise ValueError(f"a key is replaced at a share of its life, not at {self.refresh_at}")
-        if not 0 <= self.activation_delay < self.lifetime - 1:
-            raise ValueError(f"a key that lives {self.lifetime} s is over before {self.activation_delay} s have passed")
+        if not 0 <= self.activation_delay < math.inf:
+            raise ValueError(f"a new key is sent under after {self.activation_delay} s: 0 or more")
 
 
 @dataclass(slots=True)
