@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mcptt_sip.errors import LocalProtocolError
 from mcptt_sip.mcptt.contents import Contents, read_contents, warning_header
 from mcptt_sip.mcptt.keying import GroupTerms, KeyingError, i_message
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
@@ -35,6 +36,7 @@ class Invitation:
     terms: GroupTerms
     initiator: str
     group: str
+    _accepted: bool = False
 
     @property
     def commencement(self) -> Commencement:
@@ -53,7 +55,11 @@ class Invitation:
         return Urgency.IMMINENT_PERIL if self.contents.info.imminent_peril else Urgency.NORMAL
 
     async def accept(self) -> Regroup:
-        """Step 6: the 200, with the acknowledgement of the key where it is asked for."""
+        """Step 6: the 200, with the acknowledgement of the key where it is asked for. A second time is a
+        :class:`~mcptt_sip.errors.LocalProtocolError`, and changes nothing."""
+        if self._accepted:
+            raise LocalProtocolError("the invitation has been accepted")
+        self._accepted = True
         return await self.client.accept(self)
 
     def ring(self) -> None:

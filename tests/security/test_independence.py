@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from mcptt_sip.body import Part
+from mcptt_sip.errors import LocalProtocolError
 from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.callerrors import AddFailed, NotRekeyed, RegroupFailed
 from mcptt_sip.mcptt.documents import DocumentError, McpttInfo, parse_xml
@@ -191,6 +192,20 @@ async def test_a_fault_of_the_called_application_is_an_answer_at_once(caplog: py
                     await call
                 assert refused.value.status in (480, 603)
         assert "of the application" in caplog.text
+
+
+async def test_an_invitation_is_accepted_once() -> None:
+    async with town() as here:
+        alice, bob = await here.phones("alice", "bob")
+
+        @bob.client.on_regroup
+        async def twice(invitation: Invitation) -> None:
+            both = await asyncio.gather(invitation.accept(), invitation.accept(), return_exceptions=True)
+            assert [type(one) for one in both if isinstance(one, Exception)] == [LocalProtocolError]
+
+        call = await alice.client.regroup([uri("bob")])
+        await call.rekey()
+        assert sending(alice) == sending(bob)
 
 
 # --- the server
