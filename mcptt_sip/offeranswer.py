@@ -191,6 +191,8 @@ class OfferAnswer:
     def answer(self, body: bytes) -> bytes:
         """The answer to an offer. Raises `NotAcceptable`; what was agreed before stays in force then."""
         offer = self._read(body)
+        if len(offer.media) < len(self._peer_media):
+            raise NotAcceptable("a stream has gone from the description instead of being refused (RFC 3264 8)")
         media: list[MediaDescription] = []
         agreed: Agreed | None = None
         for theirs in offer.media:

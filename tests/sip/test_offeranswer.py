@@ -187,6 +187,19 @@ def test_with_sdes_nothing_in_clear_is_agreed_and_the_answer_names_the_line_it_t
     assert line.startswith("5 AES_CM_128_HMAC_SHA1_32 inline:") and KEY not in line
 
 
+def test_no_stream_goes_from_a_description() -> None:
+    """RFC 3264 8: what is not wanted any more has port 0."""
+    one, other = side(4000), side(5000)
+    offer = one.offer()
+    video = b"m=video 4002 RTP/AVP 31\r\n"
+    other.answer(offer + video)
+    agreed = other.agreed
+    with pytest.raises(NotAcceptable, match="gone"):
+        other.answer(offer)
+    assert other.agreed == agreed
+    other.answer(offer + video.replace(b"4002", b"0"))
+
+
 # --- audio
 
 
