@@ -22,7 +22,7 @@ from media.fanout import FanOut
 from media.floor_messages import FloorIndicator, FloorMessage, decode_all
 from media.floor_server import FloorControlServer, FloorFree, FloorServerSettings, FloorTakenBy, Inactive
 from media.relay import Relay, RelaySettings
-from media.rtcp import Report, ReportBlock, decode_report, ntp_middle, round_trip
+from media.rtcp import Report, ReportBlock, decode_report, is_report, ntp_middle, round_trip
 from media.srtp import CSK, SrtpKey, SrtpReceiver, SrtpSender
 from media.udp import Address, Trace, open_pair
 
@@ -268,7 +268,7 @@ class GroupRelay:
         if opened is None:
             return
         leg, plain, newest = opened
-        if plain[1] in (200, 201):
+        if is_report(plain):
             self._read_report(leg, plain)
             messages = []
         else:
