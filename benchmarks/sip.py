@@ -263,8 +263,8 @@ class Stall:
         self._loop.call_at(self._due, self._tick)
 
 
-async def uas(transport: str) -> None:
-    """Takes every call. Prints its port; on a line of standard input, what it saw."""
+async def uas(transport: str, watched: str = "") -> None:
+    """Takes every call. Prints its port; on a line of standard input, what it saw. `watched`: its loop is, too."""
     seen = {"calls": 0, "ended": 0}
     stack = SipStack(StackSettings(user="uas", session_expires=0), token=lambda: os.urandom(8))
 
@@ -281,12 +281,13 @@ async def uas(transport: str) -> None:
     endpoint = SipEndpoint(stack, on_event=event)
     port = (await endpoint.listen(transport, HOST, 0))[1]
     calm_collector()
-    stall = Stall()
+    stall = Stall() if watched else None
     spent = time.process_time()
     print(port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     cpu = time.process_time() - spent
-    print(json.dumps({**seen, "stall": stall.longest, "own": stall.own, "cpu": cpu}), flush=True)
+    stalls = {"stall": stall.longest, "own": stall.own} if stall is not None else {}
+    print(json.dumps({**seen, **stalls, "cpu": cpu}), flush=True)
     await endpoint.close()
 
 
@@ -479,7 +480,7 @@ def calls(seconds: float, aim: int) -> list[Row]:
             figures["ratio"] = f"{ratio:.2f}"
             figures["CPU of a call"] = f"{spent['uas'] * 1e6:.0f} us against {spent['stateless'] * 1e6:.0f} us"
             rows.append(Row(f"UAS over {transport}, closed loop", figures, "0.35 x the stateless loop", ratio >= 0.35))
-            role = Role("uas", transport)
+            role = Role("uas", transport, "watched")
             port = role.line().strip()
             amount = int(aim * seconds)
             result = sipp(folder, "uac", transport, f"{HOST}:{port}", "-r", str(aim), "-l", "20000", "-m", str(amount))

@@ -122,15 +122,15 @@ class Dialog:
         target = contacts[0].uri if contacts else headers.from_.uri
         if not isinstance(target, SipUri):
             raise ParseError("the Contact holds no SIP URI")
-        to = headers.to
+        to, from_ = headers.to, headers.from_
         made = cls(
             call_id=headers.call_id,
             local=str(to) if to.tag else f"{to};tag={local_tag}",
-            remote=str(headers.from_),
+            remote=str(from_),
             local_tag=local_tag,
-            remote_tag=headers.from_.tag or "",
+            remote_tag=from_.tag or "",
             remote_target=str(target),
-            route_set=tuple(headers.values("record-route")),
+            route_set=tuple(headers.values("record-route")) if "record-route" in headers.names else (),
             remote_cseq=headers.cseq.number,
             secure=_secure(request, flow),
         )

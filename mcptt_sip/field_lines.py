@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, KeysView
 from typing import TypeVar
 
-from mcptt_sip.errors import LocalProtocolError, ParseError
+from mcptt_sip.errors import ParseError
 from mcptt_sip.grammar import is_token, split_list
+from mcptt_sip.header_line import HeaderLine, content_length, key_of, line_of, read_lines
 from mcptt_sip.headers import (
     AcceptContact,
     CSeq,
@@ -23,7 +24,6 @@ from mcptt_sip.headers import (
     TargetDialog,
     Via,
     Warning,
-    canonical,
     parse_delta_seconds,
     parse_length,
     parse_option_tags,
@@ -39,23 +39,9 @@ HeaderItems = Iterable[tuple[str, object]]
 T = TypeVar("T")
 _fold = re.compile(r"\r\n[ \t]+")
 _line_end = re.compile(r"\r\n(?![ \t])")
-_SPELLINGS = (
-    "Via From To Call-ID CSeq Contact Max-Forwards Content-Type Content-Length Route Record-Route Supported Require "
-    "Allow Accept Expires Event User-Agent Server Authorization Proxy-Authorization WWW-Authenticate "
-    "Proxy-Authenticate RSeq RAck Session-Expires Min-SE Subscription-State Refer-To Referred-By Subject "
-    "Accept-Contact P-Preferred-Service P-Asserted-Identity P-Preferred-Identity Resource-Priority Warning Path "
-    "Service-Route Content-Disposition Recv-Info Info-Package Target-Dialog Refer-Sub Answer-Mode Reason "
-    "Allow-Events Min-Expires Unsupported Retry-After v f t i m c l k s o r b e x u a"
-)
-#: usual spellings of header names, and what they are looked up by
-_KEYS = {name: canonical(spelled) for spelled in _SPELLINGS.split(" ") for name in (spelled, spelled.lower())}
-
 _ANSWERED = ("from", "to", "call-id", "cseq")
 #: headers of one value
 _SINGLE = ("call-id", "cseq", "from", "to", "max-forwards", "content-length", "content-type")
-
-# (key, name as written, unfolded value, raw line)
-_Line = tuple[str, str, str, str]
 
 
 class Headers:
@@ -66,51 +52,44 @@ class Headers:
     header that is absent reads as ``None`` or an empty list, except From, To, Call-ID, CSeq, Via: `ParseError`.
     """
 
-    __slots__ = ("_fields", "_lines", "_typed")
+    __slots__ = ("_first", "_lines")
 
     def __init__(self, pairs: HeaderItems = ()) -> None:
-        self._lines: list[_Line] = []
-        # the same lines by their key; copies share these lists, so a change makes a new one
-        self._fields: dict[str, list[_Line]] = {}
-        self._typed: dict[str, object] = {}
+        self._lines: list[HeaderLine] = []
+        self._first: dict[str, HeaderLine] = {}  # the first line of each name
         if pairs:
             self.extend(pairs)
+
+    @classmethod
+    def _of(cls, lines: list[HeaderLine]) -> Headers:
+        made = cls.__new__(cls)
+        made._lines = lines
+        made._first = {line.key: line for line in lines}
+        if len(made._first) != len(lines):
+            made._first = {line.key: line for line in reversed(lines)}
+        return made
 
     @classmethod
     def scan(cls, text: str, limit: int) -> tuple[Headers, tuple[str, int] | None]:
         """Read a header section (without its blank line). With it comes the first fault and where (in
         characters), or ``None``: the lines that can be read are there all the same, to answer with."""
-        self = cls()
         if not text:
-            return self, None
-        lines, fields = self._lines, self._fields
+            return cls(), None
         raw_lines = text.split("\r\n")
-        ends = len(raw_lines) - 1
-        if ends >= limit or text.count("\r") != ends or text.count("\n") != ends:
-            return cls._scan_unusual(text, limit)
-        for raw in raw_lines:
-            name, colon, value = raw.partition(":")
-            key = _KEYS.get(name)
-            if key is None:  # not one of the usual spellings
-                name = name.rstrip(" \t")
-                key = canonical(name) if is_token(name) else ""
-            if not key or not colon:
-                return cls._scan_unusual(text, limit)
-            line = (key, name, value.strip(" \t"), raw)
-            lines.append(line)
-            if key in fields:
-                fields[key].append(line)
-            else:
-                fields[key] = [line]
-        return self, None
+        if len(raw_lines) <= limit:
+            try:
+                return cls._of(read_lines(raw_lines)), None
+            except ParseError:
+                pass  # where, and what can be read all the same, is found out below
+        return cls._scan_unusual(text, limit)
 
     @classmethod
     def _scan_unusual(cls, text: str, limit: int) -> tuple[Headers, tuple[str, int] | None]:
         """The same for a section with folded lines, or with a fault in it."""
-        self = cls()
         raw_lines = _line_end.split(text)
         if len(raw_lines) > limit:
-            return self, ("too many header lines", len(text))
+            return cls(), ("too many header lines", len(text))
+        lines: list[HeaderLine] = []
         fault: tuple[str, int] | None = None
         at = 0
         for raw in raw_lines:
@@ -123,42 +102,49 @@ class Headers:
                 # left out, so that no answer repeats what a careless peer would read as two lines
                 fault = fault or ("a bare CR or LF in a header", at)
             else:
-                line = (canonical(name), name, value, raw)
-                self._lines.append(line)
-                self._fields.setdefault(line[0], []).append(line)  # nobody shares it yet
+                lines.append(HeaderLine(key_of(name), value, raw))
             at += len(raw) + 2
-        return self, fault
+        return cls._of(lines), fault
 
     # raw access
 
+    def _all(self, key: str) -> Iterable[HeaderLine]:
+        """Each line of this name (canonical)."""
+        first = self._first.get(key)
+        if first is None:
+            return ()
+        if len(self._first) == len(self._lines):
+            return (first,)
+        return [line for line in self._lines if line.key == key]
+
     def get(self, name: str) -> str | None:
         """The value of the first line of this name, unfolded; ``None`` when absent."""
-        found = self._fields.get(_KEYS.get(name) or canonical(name))
-        return None if found is None else found[0][2]
+        found = self._first.get(key_of(name))
+        return None if found is None else found.value
 
     def get_all(self, name: str) -> list[str]:
         """The value of each line of this name."""
-        return [line[2] for line in self._fields.get(canonical(name), ())]
+        return [line.value for line in self._all(key_of(name))]
 
     def values(self, name: str) -> list[str]:
         """Each value of this name, over all lines, lists cut at commas."""
-        return [value for line in self._fields.get(canonical(name), ()) for value in split_list(line[2])]
+        return [value for line in self._all(key_of(name)) for value in split_list(line.value)]
 
     def count(self, name: str) -> int:
-        """How many lines have this name (canonical, lower case)."""
-        return len(self._fields.get(name, ()))
+        """How many lines have this name."""
+        return len(self.get_all(name))
 
     @property
     def names(self) -> KeysView[str]:
         """The names that stand here, in lower case and written out."""
-        return self._fields.keys()
+        return self._first.keys()
 
     def items(self) -> Iterator[tuple[str, str]]:
         """(name as written, unfolded value) of each line in order."""
-        return ((name, value) for _, name, value, _ in self._lines)
+        return ((line.name, line.value) for line in self._lines)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (_KEYS.get(name) or canonical(name)) in self._fields
+        return isinstance(name, str) and key_of(name) in self._first
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -170,120 +156,95 @@ class Headers:
 
     def add(self, name: str, value: object) -> None:
         """Append a line."""
-        line = _line(name, value)
-        self._append(line)
-        self._typed.pop(line[0], None)
+        self._append(line_of(name, value))
+
+    def _append(self, line: HeaderLine) -> None:
+        self._lines.append(line)
+        self._first.setdefault(line.key, line)
 
     def add_first(self, name: str, value: object) -> None:
         """Put a line before all others: a Via, a Route."""
-        line = _line(name, value)
+        self._put_first(line_of(name, value))
+
+    def _put_first(self, line: HeaderLine) -> None:
         self._lines.insert(0, line)
-        self._fields[line[0]] = [line, *self._fields.get(line[0], ())]
-        self._typed.pop(line[0], None)
+        self._first[line.key] = line
 
     def set(self, name: str, value: object) -> None:
         """Make this the only line of its name, where its first one stood, else at the end."""
-        key = canonical(name)
-        known = self._fields.get(key)
-        if known is None:
-            self.add(name, value)
+        line = line_of(name, value)
+        if line.key not in self._first:
+            self._append(line)
             return
-        self.replace_first(name, value)
-        if len(known) > 1:
-            first = self._fields[key][0]
-            self._lines = [line for line in self._lines if line[0] != key or line is first]
-            self._fields[key] = [first]
+        self._replace(line)
+        if len(self._lines) != len(self._first):
+            self._lines = [one for one in self._lines if one.key != line.key or one is line]
 
     def replace_first(self, name: str, value: object) -> None:
         """Change the first line of this name only (the top Via); where there is none, it comes before all others."""
-        line = _line(name, value)
-        known = self._fields.get(line[0])
-        if known is None:
-            self.add_first(name, value)
-            return
-        self._lines[self._lines.index(known[0])] = line
-        self._fields[line[0]] = [line, *known[1:]]
-        self._typed.pop(line[0], None)
+        line = line_of(name, value)
+        if line.key in self._first:
+            self._replace(line)
+        else:
+            self._put_first(line)
+
+    def _replace(self, line: HeaderLine) -> None:
+        self._lines[self._lines.index(self._first[line.key])] = line
+        self._first[line.key] = line
 
     def replace_value(self, name: str, value: object) -> None:
         """Change the first value of this name; others that stand in the same line stay (a top Via)."""
-        known = self._fields.get(_KEYS.get(name) or canonical(name))
-        others = split_list(known[0][2])[1:] if known is not None and "," in known[0][2] else []
+        known = self._first.get(key_of(name))
+        others = split_list(known.value)[1:] if known is not None and "," in known.value else []
         self.replace_first(name, ", ".join([str(value), *others]))
 
     def remove(self, name: str) -> None:
         """Drop every line of this name."""
-        key = canonical(name)
-        if self._fields.pop(key, None) is not None:
-            self._lines = [line for line in self._lines if line[0] != key]
-            self._typed.pop(key, None)
+        key = key_of(name)
+        if self._first.pop(key, None) is not None:
+            self._lines = [line for line in self._lines if line.key != key]
 
     def extend(self, pairs: HeaderItems) -> None:
         """Append a line for each pair."""
         for name, value in pairs:
-            self.add(name, value)
+            self._append(line_of(name, value))
 
     def copy_from(self, other: Headers, name: str) -> None:
         """Append the lines of this name (canonical) of `other` in their raw form."""
-        lines = other._fields.get(name)
-        if lines is not None:
-            self._lines += lines
-            self._fields[name] = [*self._fields[name], *lines] if name in self._fields else lines
-            self._typed.pop(name, None)
+        for line in other._all(name):
+            self._append(line)
 
     @classmethod
     def answering(cls, other: Headers, to: str | None = None) -> Headers:
         """What a response has of its request, in raw form: every Via, then one From, To, Call-ID, CSeq (of a header
         that a broken request repeats, the first). `to`: what its To says instead."""
-        made = cls()
-        fields = other._fields
-        vias = fields.get("via")
-        if vias is not None:
-            made._fields["via"] = vias
-            made._lines += vias
-        for name in _ANSWERED:
-            lines = fields.get(name)
-            if lines is None:
-                continue
-            if name == "to" and to is not None:
-                lines = [_line("To", to)]
-            elif len(lines) > 1:
-                lines = lines[:1]
-            made._fields[name] = lines
-            made._lines += lines
-        return made
+        given = other._first
+        lines = [*other._all("via"), *[given[key] for key in _ANSWERED if key in given]]
+        if to is not None and "to" in given:
+            lines[lines.index(given["to"])] = line_of("To", to)
+        return cls._of(lines)
 
     def copy(self) -> Headers:
         """An independent copy."""
-        made = Headers()
-        made._lines = list(self._lines)
-        made._fields = dict(self._fields)
-        made._typed = dict(self._typed)
+        made = Headers.__new__(Headers)
+        made._lines = self._lines.copy()
+        made._first = self._first.copy()
         return made
 
     def add_missing(self, others: Headers) -> None:
         """Append what `others` has under names that do not stand here."""
-        for key, lines in others._fields.items():
-            if key not in self._fields:
-                self._lines += lines
-                self._fields[key] = lines
-                self._typed.pop(key, None)
-
-    def _append(self, line: _Line) -> None:
-        self._lines.append(line)
-        key = line[0]
-        known = self._fields.get(key)
-        self._fields[key] = [line] if known is None else [*known, line]
+        lines = [line for line in others._lines if line.key not in self._first]
+        self._lines += lines
+        for line in lines:
+            self._first.setdefault(line.key, line)
 
     def encode(self, start_line: str, body: bytes) -> bytes:
         """The whole message. Content-Length is put right."""
-        length = self._fields.get("content-length")
-        text = str(len(body))
-        if length is None:
-            self._append(("content-length", "Content-Length", text, f"Content-Length: {text}"))
-        elif (length[0][2] != text or len(length) > 1) and self.content_length_differs(len(body)):
-            self.set("Content-Length", text)
-        head = "\r\n".join([start_line, *[line[3] for line in self._lines], "", ""])
+        if "content-length" not in self._first:
+            self._append(content_length(len(body)))
+        elif self.content_length_differs(len(body)):
+            self.set("Content-Length", len(body))
+        head = "\r\n".join([start_line, *[line.raw for line in self._lines], "", ""])
         return head.encode("utf-8", "surrogateescape") + body
 
     def content_length_differs(self, length: int) -> bool:
@@ -297,63 +258,64 @@ class Headers:
         """Reads the headers without which no message can be handled (RFC 3261 8.1.1, 8.2.6.2): Via, From, To, Call-ID,
         CSeq, and Content-Length where it stands. The results are kept. Raises `ParseError`, also when a header of one
         value stands twice."""
-        fields, typed = self._fields, self._typed
-        if len(fields) != len(self._lines):
+        first = self._first
+        if len(first) != len(self._lines):
             for key in _SINGLE:
                 if self.count(key) > 1:
                     raise ParseError(f"{key} stands twice")
         for key, name, read in _OBLIGATORY:
-            lines = fields.get(key)
-            if lines is None:
+            line = first.get(key)
+            if line is None:
                 if key == "content-length":
                     return
                 raise ParseError(f"{name}: {key} is missing")
-            try:
-                typed[key] = read(lines[0][2])
-            except ParseError as error:
-                raise ParseError(f"{name}: {error.reason}", status=error.status) from None
+            if line.typed is None:
+                try:
+                    line.typed = read(line.value)
+                except ParseError as error:
+                    raise ParseError(f"{name}: {error.reason}", status=error.status) from None
 
     def _one(self, key: str, parse: Callable[[str], T]) -> T | None:
-        found = self._typed.get(key)
-        if found is None:
-            lines = self._fields.get(key)
-            if lines is None:
-                return None
-            found = self._typed[key] = parse(lines[0][2])
-        return found  # type: ignore[return-value]
+        line = self._first.get(key)
+        if line is None:
+            return None
+        if line.typed is None:
+            line.typed = parse(line.value)
+        found: T = line.typed
+        return found
 
     def _must(self, key: str, parse: Callable[[str], T]) -> T:
-        lines = self._fields.get(key)
-        if lines is None:
+        line = self._first.get(key)
+        if line is None:
             raise ParseError(f"{key} is missing")
-        found = self._typed[key] = parse(lines[0][2])
+        if line.typed is None:
+            line.typed = parse(line.value)
+        found: T = line.typed
         return found
 
     def _list(self, key: str, parse: Callable[[str], T]) -> list[T]:
-        found = self._typed.get(key)
-        if found is None:
-            lines = self._fields.get(key, ())
-            if len(lines) == 1 and "," not in lines[0][2]:
-                found = [parse(lines[0][2])]
-            else:
-                found = [parse(value) for value in self.values(key)]
-            self._typed[key] = found
-        return found  # type: ignore[return-value]
+        first = self._first.get(key)
+        if first is None:
+            return []
+        if first.typed is not None and len(self._first) == len(self._lines):
+            return [*first.typed]
+        found: list[T] = []
+        for line in self._all(key):
+            if line.typed is None:
+                line.typed = tuple(map(parse, split_list(line.value)))
+            found += line.typed
+        return found
 
     def _options(self, key: str) -> list[str]:
-        lines = self._fields.get(key)
-        return [] if lines is None else [tag for line in lines for tag in parse_options(line[2])]
+        if key not in self._first:
+            return []
+        return [tag for line in self._all(key) for tag in parse_options(line.value)]
 
     @property
     def top_via(self) -> Via:
         """The first Via value."""
-        found = self._typed.get("via")
-        if found is None:
-            lines = self._fields.get("via")
-            if lines is None:
-                raise ParseError("via is missing")
-            found = self._typed["via"] = Via.first(lines[0][2])
-        return found  # type: ignore[return-value]
+        line = self._first.get("via")
+        return self._must("via", Via.first) if line is None or line.typed is None else line.typed
 
     @property
     def via(self) -> list[Via]:
@@ -366,39 +328,47 @@ class Headers:
     @property
     def one_via(self) -> bool:
         """Whether there is one Via value and no other: no proxy stands between."""
-        lines = self._fields.get("via", ())
-        return len(lines) == 1 and ("," not in lines[0][2] or len(split_list(lines[0][2])) == 1)
+        first = self._first.get("via")
+        if first is None or (len(self._first) != len(self._lines) and self.count("via") > 1):
+            return False
+        return "," not in first.value or len(split_list(first.value)) == 1
 
     @property
     def from_(self) -> NameAddr:
         """From; its `tag` is ``None`` for an RFC 2543 peer."""
-        return self._typed.get("from") or self._must("from", NameAddr.parse)  # type: ignore[return-value]
+        line = self._first.get("from")
+        return self._must("from", NameAddr.parse) if line is None or line.typed is None else line.typed
 
     @property
     def to(self) -> NameAddr:
         """To."""
-        return self._typed.get("to") or self._must("to", NameAddr.parse)  # type: ignore[return-value]
+        line = self._first.get("to")
+        return self._must("to", NameAddr.parse) if line is None or line.typed is None else line.typed
 
     @property
     def call_id(self) -> str:
         """Call-ID."""
-        return self._typed.get("call-id") or self._must("call-id", parse_word)  # type: ignore[return-value]
+        line = self._first.get("call-id")
+        return self._must("call-id", parse_word) if line is None or line.typed is None else line.typed
 
     @property
     def cseq(self) -> CSeq:
         """CSeq."""
-        return self._typed.get("cseq") or self._must("cseq", CSeq.parse)  # type: ignore[return-value]
+        line = self._first.get("cseq")
+        return self._must("cseq", CSeq.parse) if line is None or line.typed is None else line.typed
 
     @property
     def contact(self) -> list[NameAddr]:
         """Every Contact; empty for ``*``, see `contact_star`."""
-        return [] if self.contact_star else self._list("contact", NameAddr.parse)
+        first = self._first.get("contact")
+        if first is None or (first.value == "*" and self.contact_star):
+            return []
+        return self._list("contact", NameAddr.parse)
 
     @property
     def contact_star(self) -> bool:
         """Whether Contact is ``*`` (RFC 3261 10.2.2)."""
-        lines = self._fields.get("contact")
-        return lines is not None and len(lines) == 1 and lines[0][2] == "*"
+        return self.get_all("contact") == ["*"]
 
     @property
     def route(self) -> list[NameAddr]:
@@ -474,7 +444,7 @@ class Headers:
         return self._names("require", tag)
 
     def _names(self, key: str, tag: str) -> bool:
-        return any(tag in parse_option_tags(line[2]) for line in self._fields.get(key, ()))
+        return key in self._first and any(tag in parse_option_tags(line.value) for line in self._all(key))
 
     @property
     def unsupported(self) -> list[str]:
@@ -484,15 +454,15 @@ class Headers:
     @property
     def allow(self) -> list[str]:
         """Methods of Allow, which compare as they are written (RFC 3261 7.1)."""
-        return [method for line in self._fields.get("allow", ()) for method in parse_options(line[2])]
+        return self._options("allow")
 
     @property
     def accept(self) -> list[MediaType] | None:
         """Accept; ``None`` when absent (application/sdp is meant), empty when it accepts nothing."""
-        lines = self._fields.get("accept")
-        if lines is None:
+        values = self.get_all("accept")
+        if not values:
             return None
-        return [MediaType.parse(value) for line in lines if line[2] for value in split_list(line[2])]
+        return [MediaType.parse(one) for value in values if value for one in split_list(value)]
 
     @property
     def event(self) -> Event | None:
@@ -581,17 +551,3 @@ _OBLIGATORY: tuple[tuple[str, str, Callable[[str], object]], ...] = (
     ("cseq", "CSeq", CSeq.parse),
     ("content-length", "Content-Length", parse_length),
 )
-
-
-def _line(name: str, value: object) -> _Line:
-    """The line that a name and a value make; refuses what would make several."""
-    key = _KEYS.get(name)
-    if key is None:
-        if not is_token(name):
-            raise LocalProtocolError(f"{name!r} is no header name")
-        key = canonical(name)
-    text = str(value)
-    if "\r" in text or "\n" in text:
-        raise LocalProtocolError(f"a line break in {name}")
-    text = text.strip(" \t")
-    return key, name, text, f"{name}: {text}"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 __all__ = ["RELIABLE_TRANSPORTS", "Flow"]
 
@@ -23,11 +23,11 @@ class Flow:
     local: tuple[str, int]
     remote: tuple[str, int]
     id: int = 0
+    #: whether the transport itself retransmits
+    reliable: bool = field(init=False, repr=False, compare=False)
 
-    @property
-    def reliable(self) -> bool:
-        """Whether the transport itself retransmits."""
-        return self.transport in RELIABLE_TRANSPORTS
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reliable", self.transport in RELIABLE_TRANSPORTS)
 
     def toward(self, remote: tuple[str, int]) -> Flow:
         """The same local socket, another peer. Only datagrams can do that."""

@@ -121,9 +121,7 @@ class Params:
                 raise ParseError("not a parameter", offset=at)
             items.append(match.groups())  # type: ignore[arg-type]
             at = match.end()
-        made = cls.__new__(cls)
-        made._items = tuple(items)
-        return made
+        return cls(items)
 
     def raw(self, name: str) -> str | None:
         """The first value of `name` as written, with its quotes."""
@@ -135,11 +133,8 @@ class Params:
 
     def get(self, name: str) -> str | None:
         """The first value of `name` without quotes; ``""`` when it stands alone; ``None`` when absent."""
-        items = self._items
-        if not items:
-            return None
         name = name.lower()
-        for key, value in items:
+        for key, value in self._items:
             if key == name or key.lower() == name:
                 if value is None:
                     return ""
@@ -162,7 +157,7 @@ class Params:
         return Params(item for item in self._items if item[0].lower() != name)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and bool(self._items) and self.get(name) is not None
+        return isinstance(name, str) and name.lower() in [key.lower() for key, _ in self._items]
 
     def __iter__(self) -> Iterator[tuple[str, str | None]]:
         return iter(self._items)

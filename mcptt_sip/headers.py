@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from mcptt_sip.errors import ParseError
 from mcptt_sip.grammar import QUOTED, TOKEN, Params, format_host, is_token, kept, quote, split_list, unquote
@@ -64,7 +65,7 @@ COMPACT = {
 _EMPTY = Params()
 _name_addr = re.compile(
     rf"[ \t]*(?:(?P<quoted>{QUOTED})[ \t]*|(?P<words>{TOKEN}(?:[ \t]+{TOKEN})*)[ \t]*)?"
-    r"<[ \t]*(?P<uri>[^<> \t\"]+)[ \t]*>"
+    rf"<[ \t]*(?P<uri>[^<> \t\"]+)[ \t]*>(?:;tag=(?P<tag>{TOKEN}))?"
 ).match
 _addr_spec = re.compile(r"[ \t]*(?P<uri>[^<>\s;,\"?]+)[ \t]*").match
 _via = re.compile(
@@ -93,7 +94,7 @@ def parse_delta_seconds(text: str) -> int | None:
     return int(text) if int(text) < 2**32 else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(init=False, slots=True, unsafe_hash=True)
 class NameAddr:
     """``"display" <uri>;params``: From, To, Contact, Route, Record-Route, Refer-To, Referred-By, Path and more.
 
@@ -101,15 +102,22 @@ class NameAddr:
     ``+g.3gpp.icsi-ref="urn%3Aurn-7%3A…"`` leave octet for octet as they came.
     """
 
-    uri: Uri
-    display: str | None = None
-    params: Params = _EMPTY
-    _raw: str | None = field(default=None, repr=False, compare=False)
+    uri: Final[Uri]
+    display: Final[str | None]
+    params: Final[Params]
     #: the ``tag`` parameter of From and To
-    tag: str | None = field(init=False, repr=False, compare=False)
+    tag: str | None = field(repr=False, compare=False)
+    _raw: str | None = field(repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tag", self.params.get("tag"))  # looked at many times for each message
+    # `Final` and no frozen class: one of these is made for each message, and Python makes frozen ones five times slower
+    def __init__(
+        self, uri: Uri, display: str | None = None, params: Params = _EMPTY, _raw: str | None = None
+    ) -> None:
+        self.uri = uri
+        self.display = display
+        self.params = params
+        self.tag = params.get("tag")  # looked at many times for each message
+        self._raw = _raw
 
     @classmethod
     def parse(cls, text: str) -> NameAddr:
@@ -139,35 +147,45 @@ class NameAddr:
         return f"{display}<{self.uri}>{self.params}"
 
 
-@kept
 def _name_addr_of(text: str) -> NameAddr:
     match = _name_addr(text)
-    if match is not None:
-        quoted, words, uri = match.groups()
-        display = unquote(quoted) if quoted is not None else words
-    else:
+    if match is None:
         match = _addr_spec(text)
         if match is None:
             raise ParseError("neither name-addr nor addr-spec")
-        display, uri = None, match["uri"]
+        display, uri, tag = None, match["uri"], None
+    else:
+        quoted, words, uri, tag = match.groups()
+        display = unquote(quoted) if quoted is not None else words
     end = match.end()
-    return NameAddr(parse_uri(uri), display, Params.parse(text, end) if end < len(text) else _EMPTY, text)
+    if end == len(text):
+        params = _EMPTY if tag is None else Params((("tag", tag),))
+    else:
+        params = Params.parse(text, end if tag is None else match.start("tag") - len(";tag="))
+    return NameAddr(parse_uri(uri), display, params, text)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(init=False, slots=True, unsafe_hash=True)
 class Via:
     """One Via value (RFC 3261 20.42, 3581). `transport` in upper case; `host` without brackets."""
 
-    transport: str
-    host: str
-    port: int | None = None
-    params: Params = _EMPTY
-    version: str = "2.0"
+    transport: Final[str]
+    host: Final[str]
+    port: Final[int | None]
+    params: Final[Params]
+    version: Final[str]
     #: the transaction identifier; ``None`` from RFC 2543 peers
-    branch: str | None = field(init=False, repr=False, compare=False)
+    branch: str | None = field(repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "branch", self.params.get("branch"))
+    def __init__(
+        self, transport: str, host: str, port: int | None = None, params: Params = _EMPTY, version: str = "2.0"
+    ) -> None:
+        self.transport = transport
+        self.host = host
+        self.port = port
+        self.params = params
+        self.version = version
+        self.branch = params.get("branch")
 
     @classmethod
     def parse(cls, text: str) -> Via:
@@ -214,8 +232,7 @@ def _sent_by_of(text: str) -> tuple[str, str, int | None, Params, str]:
     return transport.upper(), *host_and_port(sent_by, port), _EMPTY, version
 
 
-@dataclass(frozen=True, slots=True)
-class CSeq:
+class CSeq(NamedTuple):
     """Sequence number below 2**32 and method (RFC 3261 20.16)."""
 
     number: int

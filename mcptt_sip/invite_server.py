@@ -13,7 +13,7 @@ from typing import Any
 
 from mcptt_sip.dialog import Dialog
 from mcptt_sip.errors import LocalProtocolError
-from mcptt_sip.field_lines import HeaderItems
+from mcptt_sip.field_lines import HeaderItems, Headers
 from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import Cause
 from mcptt_sip.services import Services
@@ -46,9 +46,8 @@ class ServerSession(InviteSession):
     2xx."""
 
     __slots__ = (
-        "_accepted", "_farewell", "_last_progress", "_queue", "_reliable", "_rseq", "_settled", "_transaction",
-        "prack_answer",
-        "replaces",
+        "_accepted", "_common", "_farewell", "_last_progress", "_queue", "_reliable", "_rseq", "_settled",
+        "_transaction", "prack_answer", "replaces",
     )  # fmt: skip
 
     def __init__(self, services: Services, transaction: Any, request: Request) -> None:
@@ -61,6 +60,7 @@ class ServerSession(InviteSession):
         self._farewell = Farewell()
         self._last_progress: tuple[Response, bool] | None = None
         self._queue: deque[Response] | None = None
+        self._common: Headers | None = None  # what its responses have in common, while there are more to come
         self._reliable: _Reliable | None = None
         self._rseq = 0
         self._settled = False  # whether the caller has its answer, in a reliable response
@@ -74,7 +74,8 @@ class ServerSession(InviteSession):
     def begin(self, now: float) -> None:
         """13.3.1: an invitation with an Expires is over then, as if it were cancelled, when nothing final was said. Who
         sent it may be gone, and his CANCEL lost."""
-        if (expires := self.request.headers.expires) is not None:
+        headers = self.request.headers
+        if "expires" in headers.names and (expires := headers.expires) is not None:
             self.start_timer(Due.INVITATION_OVER, now + expires)
 
     # --- verbs
@@ -187,13 +188,16 @@ class ServerSession(InviteSession):
     def _response(
         self, status: int, reason: str | None, headers: HeaderItems, body: bytes, content_type: str | None
     ) -> Response:
-        response = self.request.response(
-            status, reason, headers=headers, body=body, content_type=content_type, to_tag=self.local_tag
-        )
-        given = response.headers
-        given.copy_from(self.request.headers, "record-route")
+        if self._common is None:
+            self._common = self.request.response(200, to_tag=self.local_tag).headers
+            self._common.copy_from(self.request.headers, "record-route")
+        given = self._common.copy()
+        if headers:
+            given.extend(headers)
+        if content_type is not None:
+            given.set("Content-Type", content_type)
         given.add_missing(self._services.introduction(self.request, self._transaction.flow))
-        return response
+        return Response(status, reason, given, body)
 
     def _progress(self, said: tuple[Response, bool], now: float) -> None:
         response, reliable = said
@@ -284,6 +288,7 @@ class ServerSession(InviteSession):
         self._stop(Due.RELIABLE_AGAIN, Due.NO_PRACK, Due.PROGRESS_AGAIN)
         self._queue = None
         self._last_progress = None
+        self._common = None
 
     def _reject(self, response: Response, now: float) -> None:
         self._settle()

@@ -26,6 +26,7 @@ from mcptt_sip.transaction import (
     InviteServerTransaction,
     NonInviteClientTransaction,
     NonInviteServerTransaction,
+    On,
     Pass,
     Send,
     ServerKey,
@@ -52,8 +53,8 @@ class _Record:
 
     def next_timer(self) -> float | None:
         """The machine's next deadline."""
-        due: float | None = self.machine.next_timer()
-        return due
+        due: dict[On, float] = self.machine.due
+        return min(due.values()) if due else None
 
     def handle_timer(self, now: float) -> None:
         """The machine's deadline has come."""
@@ -90,8 +91,8 @@ class ClientRecord(_Record):
 class ServerRecord(_Record):
     """A server transaction, and the flow that its request came on. `session` is the call it began, if any.
 
-    `way` is the flow of its responses, `via` says where they go when that is gone. A finished transaction only
-    repeats its answer: it lets go of its `request`, which is ``None`` then.
+    `way` is the flow of its responses; where that is a connection, `via` says where they go when it is gone. A finished
+    transaction only repeats its answer: it lets go of its `request`, which is ``None`` then.
     """
 
     __slots__ = (
@@ -103,8 +104,9 @@ class ServerRecord(_Record):
         self.request: Request = request
         self.method = request.method
         self.flow = flow
-        self.via = request.headers.top_via
-        self.way = way_back(self.via, flow)
+        via = request.headers.top_via
+        self.via = via if flow.reliable else None
+        self.way = way_back(via, flow)
         self.key = key
         self.machine: InviteServerTransaction | NonInviteServerTransaction
         self.merge: tuple[str, str, int, str] | None = None
@@ -228,7 +230,7 @@ class TransactionLayer:
             flow, outgoing.fallback = outgoing.fallback, None
             self.bind(outgoing, flow, now)
             self._out.append(outgoing)
-        elif isinstance(record, ServerRecord) and outgoing.flow is not None and outgoing.flow.reliable:
+        elif isinstance(record, ServerRecord) and record.via is not None and outgoing.flow is not None:
             # 18.2.2: the connection is gone; another is opened to where the request said it came from
             outgoing.flow, outgoing.target = None, via_target(record.via)
             self._out.append(outgoing)
@@ -503,8 +505,9 @@ class TransactionLayer:
 
     def _drive(self, record: ClientRecord | ServerRecord, now: float, flow: Flow | None = None) -> None:
         """Carries out what a machine says, until it says nothing more."""
-        while events := record.machine.events():
-            for event in events:
+        machine = record.machine
+        while machine.said:
+            for event in machine.events():
                 if isinstance(event, Send):  # for each message: a match statement costs twice as much
                     self._put(record, event.message)
                 elif isinstance(event, Pass):
@@ -514,10 +517,9 @@ class TransactionLayer:
                 else:
                     cause = Cause.TIMEOUT if isinstance(event, TimedOut) else Cause.TRANSPORT
                     self._failed(record, cause, now)
-        machine = record.machine
-        if machine.terminated:
+        if machine.state is State.TERMINATED:
             self._forget(record)
-        elif machine.resting:
+        elif machine.state is machine.RESTS_IN:
             self._deadlines.watch_last(record)
         else:
             self.watch(record)

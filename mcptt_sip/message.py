@@ -132,7 +132,8 @@ class Request:
         made = Headers.answering(self.headers, to_with_tag)
         if status == 100:
             made.copy_from(self.headers, "timestamp")
-        made.extend(headers)
+        if headers:
+            made.extend(headers)
         if content_type is not None:
             made.set("Content-Type", content_type)
         return Response(status, reason, made, body)

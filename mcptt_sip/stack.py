@@ -54,16 +54,16 @@ _METHODS = frozenset(
     }
 )  # fmt: skip
 #: headers that a call comes to read only when its state has changed already
-_READ_LATER: tuple[tuple[str, Callable[[Headers], object]], ...] = (
-    ("contact", lambda headers: headers.contact),
-    ("record-route", lambda headers: headers.record_route),
-    ("allow", lambda headers: headers.allow),
-    ("supported", lambda headers: headers.supported),
-    ("require", lambda headers: headers.require),
-    ("session-expires", lambda headers: headers.session_expires),
-    ("min-se", lambda headers: headers.min_se),
-    ("event", lambda headers: headers.event),
-)
+_READ_LATER: dict[str, Callable[[Headers], object]] = {
+    "contact": lambda headers: headers.contact,
+    "record-route": lambda headers: headers.record_route,
+    "allow": lambda headers: headers.allow,
+    "supported": lambda headers: headers.supported,
+    "require": lambda headers: headers.require,
+    "session-expires": lambda headers: headers.session_expires,
+    "min-se": lambda headers: headers.min_se,
+    "event": lambda headers: headers.event,
+}
 #: requests that make no sense outside a dialog
 _ONLY_IN_DIALOG = frozenset({"BYE", "PRACK", "UPDATE", "NOTIFY", "INFO"})
 
@@ -315,10 +315,8 @@ class SipStack(TransactionLayer):
         if request.method == "CANCEL":
             self._cancel_received(record, now)
             return
-        names = request.headers.names
-        for name, read in _READ_LATER:
-            if name in names:
-                read(request.headers)  # 400 now, not when a call stands on it
+        for name in _READ_LATER.keys() & request.headers.names:
+            _READ_LATER[name](request.headers)  # 400 now, not when a call stands on it
         if (refusal := self._refusal(request, record)) is not None:
             status, headers = refusal
             self.answer(record, request.response(status, headers=headers, to_tag=self.tag()), now)
@@ -336,20 +334,20 @@ class SipStack(TransactionLayer):
             return 416, ()
         if record.merge is not None and self._merges.get(record.merge) is not record:
             return 482, ()  # 8.2.2.2: the same request came another way
-        if required := headers.require:
+        names = headers.names  # most of what follows is asked of few requests
+        if "require" in names and (required := headers.require):
             known = _ALWAYS.union(map(str.lower, settings.supported))
             if unsupported := [tag for tag in required if tag.lower() not in known]:
                 return 420, [("Unsupported", ", ".join(unsupported))]
-        if method != "INVITE" and "replaces" in headers.names:
+        if method != "INVITE" and "replaces" in names:
             return 400, ()  # RFC 3891 3
         if request.body and method in ("INVITE", "UPDATE") and not self._accepts(request):
             return 415, [("Accept", ", ".join(settings.accept))]
         if method == "INVITE" and not self._can_answer(request):
             return 406, [("Warning", '399 - "no session description can be given in a type that Accept names"')]
-        if method in ("INVITE", "UPDATE") and too_small(request, settings.min_se):
+        if method in ("INVITE", "UPDATE") and "session-expires" in names and too_small(request, settings.min_se):
             return 422, [("Min-SE", settings.min_se)]
-        encoding = (headers.get("content-encoding") or "identity").strip().lower()
-        if request.body and encoding != "identity":
+        if request.body and (encoding := headers.get("content-encoding")) and encoding.lower() != "identity":
             return 415, [("Accept-Encoding", "identity")]
         return None
 
@@ -375,8 +373,8 @@ class SipStack(TransactionLayer):
     @staticmethod
     def _can_answer(request: Request) -> bool:
         """Whether Accept admits the SDP that every 2xx to an INVITE carries (13.3.1.3, 21.4.7; RFC 4475 3.3.15)."""
-        accept = request.headers.accept
-        if accept is None:
+        headers = request.headers
+        if "accept" not in headers.names or (accept := headers.accept) is None:
             return True
         return any(media.accepts("application/sdp") or media.full.startswith("multipart/") for media in accept)
 
@@ -386,14 +384,12 @@ class SipStack(TransactionLayer):
         if not response.headers.one_via:
             log.info("call-id=%s an answer for somebody else", response.headers.call_id)
             return
-        names = response.headers.names
-        for name, read in _READ_LATER:
-            if name in names:
-                try:
-                    read(response.headers)
-                except ParseError as error:
-                    log.info("call-id=%s %s left out: %s", response.headers.call_id, name, error)
-                    response.headers.remove(name)
+        for name in _READ_LATER.keys() & response.headers.names:
+            try:
+                _READ_LATER[name](response.headers)
+            except ParseError as error:
+                log.info("call-id=%s %s left out: %s", response.headers.call_id, name, error)
+                response.headers.remove(name)
         super()._response_received(response, flow, now)
 
     def _ack_received(self, request: Request, now: float) -> None:
@@ -495,8 +491,8 @@ class SipStack(TransactionLayer):
 
     def _to_replace(self, request: Request) -> tuple[InviteSession | None, int]:
         """The session that an INVITE wants to take the place of, or the status of the refusal (RFC 3891 3)."""
-        wanted = request.headers.replaces
-        if wanted is None:
+        headers = request.headers
+        if "replaces" not in headers.names or (wanted := headers.replaces) is None:
             return None, 0
         session = self.session_of(wanted.call_id, wanted.to_tag, wanted.from_tag)
         if session is None:

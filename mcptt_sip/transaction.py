@@ -12,7 +12,7 @@ Each machine is driven by `receive`, `respond`, `transport_failed` and `handle_t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, ClassVar
 
@@ -49,20 +49,19 @@ class Timers:
     #: timer D where the transport is not reliable (17.1.1.2: at least 32 s)
     d: float = 32.0
 
-    @property
-    def late(self) -> float:
-        """How long a TU may take to answer another request before 100 is sent for it: until timer E of its client has
-        grown to T2 (RFC 4320 4.1)."""
+    #: how long a TU may take to answer another request before 100 is sent for it: until timer E of its client has grown
+    #: to T2 (RFC 4320 4.1)
+    late: float = field(init=False)
+    #: 64·T1: timers B, F, H, J, L, M
+    give_up: float = field(init=False)
+
+    def __post_init__(self) -> None:
         interval, passed = self.t1, 0.0
         while interval < self.t2:
             passed += interval
             interval *= 2
-        return passed
-
-    @property
-    def give_up(self) -> float:
-        """64·T1: timers B, F, H, J, L, M."""
-        return 64 * self.t1
+        object.__setattr__(self, "late", passed)
+        object.__setattr__(self, "give_up", 64 * self.t1)
 
 
 class State(Enum):
@@ -141,7 +140,7 @@ def _kind(status: int) -> On:
 class _Machine:
     """What all four have: a state, running timers, output."""
 
-    __slots__ = ("__weakref__", "_due", "_interval", "_out", "_reliable", "state", "timers")
+    __slots__ = ("__weakref__", "_interval", "_reliable", "due", "said", "state", "timers")
     TABLE: ClassVar[Table]
     #: the state in which it is only there for what comes again, for 64·T1
     RESTS_IN: ClassVar[State | None] = None
@@ -151,35 +150,32 @@ class _Machine:
         self.timers = timers
         self._reliable = reliable
         self._interval = timers.t1
-        self._due: dict[On, float] = {}
-        self._out: list[Event] = []
+        #: running timers, and when they fire
+        self.due: dict[On, float] = {}
+        #: what `events` gives
+        self.said: list[Event] = []
 
     @property
     def terminated(self) -> bool:
         """Whether the machine can be forgotten."""
         return self.state is State.TERMINATED
 
-    @property
-    def resting(self) -> bool:
-        """Whether it only waits for its end."""
-        return self.state is self.RESTS_IN
-
     def next_timer(self) -> float | None:
         """When `handle_timer` is due."""
-        return min(self._due.values()) if self._due else None
+        return min(self.due.values()) if self.due else None
 
     def handle_timer(self, now: float) -> None:
         """Fire what is due, in its order."""
-        for on in sorted((o for o, at in self._due.items() if at <= now), key=self._due.__getitem__):
-            if on in self._due:  # an earlier timer may have ended us
-                del self._due[on]
+        for on in sorted((o for o, at in self.due.items() if at <= now), key=self.due.__getitem__):
+            if on in self.due:  # an earlier timer may have ended us
+                del self.due[on]
                 self._step(on, None, now)
 
     def events(self) -> list[Event]:
         """What to do; given once."""
-        out = self._out
+        out = self.said
         if out:
-            self._out = []
+            self.said = []
         return out
 
     def transport_failed(self, now: float) -> None:
@@ -188,7 +184,7 @@ class _Machine:
 
     def release(self) -> None:
         """It is forgotten: nothing happens any more."""
-        self._due.clear()
+        self.due.clear()
 
     def _step(self, on: On, argument: Any, now: float) -> None:
         row = self.TABLE.get((self.state, on))
@@ -197,18 +193,18 @@ class _Machine:
         self.state, action = row
         action(self, argument, now)
         if self.state is State.TERMINATED:
-            self._due.clear()
+            self.due.clear()
 
     # actions that several machines share
 
     def _time_out(self, _: Any, now: float) -> None:
-        self._out.append(TimedOut())
+        self.said.append(TimedOut())
 
     def _fail(self, _: Any, now: float) -> None:
-        self._out.append(TransportFailed())
+        self.said.append(TransportFailed())
 
     def _pass(self, message: Any, now: float) -> None:
-        self._out.append(Pass(message))
+        self.said.append(Pass(message))
 
     def _end(self, _: Any, now: float) -> None:
         pass
@@ -216,7 +212,7 @@ class _Machine:
     def _after(self, on: On, seconds: float, now: float) -> None:
         """Start a timer; one of no length fires at once."""
         if seconds > 0:
-            self._due[on] = now + seconds
+            self.due[on] = now + seconds
         else:
             self._step(on, None, now)
 
@@ -227,7 +223,7 @@ class _ClientMachine(_Machine):
     def __init__(self, request: Any, state: State, *, reliable: bool | None, timers: Timers) -> None:
         super().__init__(state, timers, reliable)
         self.request = request
-        self._out.append(Send(request))
+        self.said.append(Send(request))
 
     def receive(self, response: Any, now: float) -> None:
         """A response that matches (17.1.3)."""
@@ -255,31 +251,31 @@ class InviteClientTransaction(_ClientMachine):
     ) -> None:
         super().__init__(request, State.CALLING, reliable=None, timers=timers)
         self._make_ack = make_ack
-        self._due[On.TIMER_B] = now + timers.give_up
+        self.due[On.TIMER_B] = now + timers.give_up
         if reliable is not None:
             self.bind(reliable, now)
 
     def bind(self, reliable: bool, now: float) -> None:
         """The request goes over this kind of transport."""
         if self._reliable is None and not reliable and self.state is State.CALLING:
-            self._due[On.TIMER_A] = now + self._interval
+            self.due[On.TIMER_A] = now + self._interval
         elif reliable:
-            self._due.pop(On.TIMER_A, None)
+            self.due.pop(On.TIMER_A, None)
         self._reliable = reliable
 
     def _resend(self, _: Any, now: float) -> None:
-        self._out.append(Send(self.request))
+        self.said.append(Send(self.request))
         self._interval *= 2
-        self._due[On.TIMER_A] = now + self._interval
+        self.due[On.TIMER_A] = now + self._interval
 
     def _pass_up(self, response: Any, now: float) -> None:
-        self._due.pop(On.TIMER_A, None)
-        self._due.pop(On.TIMER_B, None)
-        self._out.append(Pass(response))
+        self.due.pop(On.TIMER_A, None)
+        self.due.pop(On.TIMER_B, None)
+        self.said.append(Pass(response))
 
     def _accept(self, response: Any, now: float) -> None:
         self._pass_up(response, now)
-        self._due[On.TIMER_M] = now + self.timers.give_up
+        self.due[On.TIMER_M] = now + self.timers.give_up
 
     def _ack_and_pass(self, response: Any, now: float) -> None:
         self._ack(response, now)  # first: the TU may send the request anew at once
@@ -287,7 +283,7 @@ class InviteClientTransaction(_ClientMachine):
         self._after(On.TIMER_D, 0 if self._reliable else self.timers.d, now)
 
     def _ack(self, response: Any, now: float) -> None:
-        self._out.append(Send(self._make_ack(self.request, response)))
+        self.said.append(Send(self._make_ack(self.request, response)))
 
 
 class NonInviteClientTransaction(_ClientMachine):
@@ -304,27 +300,27 @@ class NonInviteClientTransaction(_ClientMachine):
         timers: Timers = Timers(),
     ) -> None:
         super().__init__(request, State.TRYING, reliable=None, timers=timers)
-        self._due[On.TIMER_F] = now + timers.give_up
+        self.due[On.TIMER_F] = now + timers.give_up
         if reliable is not None:
             self.bind(reliable, now)
 
     def bind(self, reliable: bool, now: float) -> None:
         """The request goes over this kind of transport."""
         if self._reliable is None and not reliable and self.state is State.TRYING:
-            self._due[On.TIMER_E] = now + self._interval
+            self.due[On.TIMER_E] = now + self._interval
         elif reliable:
-            self._due.pop(On.TIMER_E, None)
+            self.due.pop(On.TIMER_E, None)
         self._reliable = reliable
 
     def _resend(self, _: Any, now: float) -> None:
-        self._out.append(Send(self.request))
+        self.said.append(Send(self.request))
         proceeding = self.state is State.PROCEEDING
         self._interval = self.timers.t2 if proceeding else min(2 * self._interval, self.timers.t2)
-        self._due[On.TIMER_E] = now + self._interval
+        self.due[On.TIMER_E] = now + self._interval
 
     def _complete(self, response: Any, now: float) -> None:
-        self._due.clear()
-        self._out.append(Pass(response))
+        self.due.clear()
+        self.said.append(Pass(response))
         self._after(On.TIMER_K, 0 if self._reliable else self.timers.t4, now)
 
 
@@ -332,12 +328,18 @@ class _ServerMachine(_Machine):
     """`trying` is the 100 that is sent when the TU is slow, or what makes it."""
 
     __slots__ = ("_last", "_trying")
+    BEGINS_IN: ClassVar[State]
 
-    def __init__(self, state: State, trying: Any, at: float, *, reliable: bool, timers: Timers) -> None:
-        super().__init__(state, timers, reliable)
+    def __init__(self, trying: Any, *, reliable: bool, now: float, timers: Timers = Timers()) -> None:
+        super().__init__(self.BEGINS_IN, timers, reliable)
         self._last: Any = None
         self._trying = trying
-        self._due[On.TIMER_TRYING] = at
+        self.due[On.TIMER_TRYING] = now + self._patience(timers)
+
+    @staticmethod
+    def _patience(timers: Timers) -> float:
+        """How long the TU may take before `trying` is sent."""
+        raise NotImplementedError
 
     def receive_again(self, now: float) -> None:
         """The request came once more."""
@@ -353,11 +355,11 @@ class _ServerMachine(_Machine):
 
     def _send(self, response: Any, now: float) -> None:
         self._last = response
-        self._out.append(Send(response))
+        self.said.append(Send(response))
 
     def _send_last(self, _: Any, now: float) -> None:
         if self._last is not None:
-            self._out.append(Send(self._last))
+            self.said.append(Send(self._last))
 
     def _say_trying(self, _: Any, now: float) -> None:
         trying = self._trying() if callable(self._trying) else self._trying
@@ -365,7 +367,7 @@ class _ServerMachine(_Machine):
         self._send(trying, now)
 
     def _progress(self, response: Any, now: float) -> None:
-        self._due.pop(On.TIMER_TRYING, None)
+        self.due.pop(On.TIMER_TRYING, None)
         self._trying = None
         self._send(response, now)
 
@@ -374,17 +376,12 @@ class InviteServerTransaction(_ServerMachine):
     """RFC 3261 17.2.1 with the Accepted state of RFC 6026 7.1."""
 
     __slots__ = ()
+    BEGINS_IN = State.PROCEEDING
     RESTS_IN = State.ACCEPTED
 
-    def __init__(
-        self,
-        trying: Any,
-        *,
-        reliable: bool,
-        now: float,
-        timers: Timers = Timers(),
-    ) -> None:
-        super().__init__(State.PROCEEDING, trying, now + timers.trying, reliable=reliable, timers=timers)
+    @staticmethod
+    def _patience(timers: Timers) -> float:
+        return timers.trying
 
     def acknowledge(self, now: float) -> None:
         """An ACK that matches this transaction."""
@@ -392,35 +389,35 @@ class InviteServerTransaction(_ServerMachine):
 
     def _again(self, _: Any, now: float) -> None:
         if self._last is not None:
-            self._out.append(Send(self._last))
+            self.said.append(Send(self._last))
         elif self._trying is not None:  # the peer already repeats: tell it that somebody is there
-            self._due.pop(On.TIMER_TRYING, None)
+            self.due.pop(On.TIMER_TRYING, None)
             self._say_trying(None, now)
 
     def _accept(self, response: Any, now: float) -> None:
-        self._due.clear()
+        self.due.clear()
         self._trying = self._last = None
-        self._out.append(Send(response))
-        self._due[On.TIMER_L] = now + self.timers.give_up
+        self.said.append(Send(response))
+        self.due[On.TIMER_L] = now + self.timers.give_up
 
     def _accept_again(self, response: Any, now: float) -> None:
-        self._out.append(Send(response))
+        self.said.append(Send(response))
 
     def _refuse(self, response: Any, now: float) -> None:
-        self._due.clear()
+        self.due.clear()
         self._trying = None
         self._send(response, now)
         if not self._reliable:
-            self._due[On.TIMER_G] = now + self._interval
-        self._due[On.TIMER_H] = now + self.timers.give_up
+            self.due[On.TIMER_G] = now + self._interval
+        self.due[On.TIMER_H] = now + self.timers.give_up
 
     def _resend(self, _: Any, now: float) -> None:
-        self._out.append(Send(self._last))
+        self.said.append(Send(self._last))
         self._interval = min(2 * self._interval, self.timers.t2)
-        self._due[On.TIMER_G] = now + self._interval
+        self.due[On.TIMER_G] = now + self._interval
 
     def _confirm(self, _: Any, now: float) -> None:
-        self._due.clear()
+        self.due.clear()
         self._after(On.TIMER_I, 0 if self._reliable else self.timers.t4, now)
 
     def _absorb(self, _: Any, now: float) -> None:
@@ -431,17 +428,12 @@ class NonInviteServerTransaction(_ServerMachine):
     """RFC 3261 17.2.2 with the 100 of RFC 4320 4.1."""
 
     __slots__ = ()
+    BEGINS_IN = State.TRYING
     RESTS_IN = State.COMPLETED
 
-    def __init__(
-        self,
-        trying: Any,
-        *,
-        reliable: bool,
-        now: float,
-        timers: Timers = Timers(),
-    ) -> None:
-        super().__init__(State.TRYING, trying, now + timers.late, reliable=reliable, timers=timers)
+    @staticmethod
+    def _patience(timers: Timers) -> float:
+        return timers.late
 
     def _finish(self, response: Any, now: float) -> None:
         self._progress(response, now)

@@ -334,7 +334,10 @@ def test_a_change_of_one_message_changes_no_other_that_was_made_from_it() -> Non
         return made
 
     before = list(source)
-    for make in (source.copy, lambda: Headers.answering(source), taken, completed):
+    def read() -> Headers:
+        return Headers.scan("\r\n".join(f"{name}: {value}" for name, value in before), 100)[0]
+
+    for make in (source.copy, lambda: Headers.answering(source), taken, completed, read):
         for change in changes:
             other, made = make(), make()
             kept = list(other)
@@ -343,6 +346,19 @@ def test_a_change_of_one_message_changes_no_other_that_was_made_from_it() -> Non
             assert [made.get_all("via"), made.count("via")] == [
                 [value for name, value in made if name == "Via"], sum(name == "Via" for name, _ in made)
             ]  # fmt: skip
+
+
+def test_a_line_that_comes_again_is_read_once_and_nobody_changes_what_was_read() -> None:
+    text = "Via: SIP/2.0/UDP a\r\nFrom: <sip:a@b>;tag=1\r\nContact: <sip:a@a>, <sip:a@b>"
+    (one, _), (other, _) = Headers.scan(text, 100), Headers.scan(text, 100)
+    assert one.from_ is other.from_
+    one.contact.clear()
+    assert [str(v) for v in one.contact] == [str(v) for v in other.contact] == ["<sip:a@a>", "<sip:a@b>"]
+    for _ in range(2):
+        wrong, fault = Headers.scan("Via: SIP/2.0/UDP a\r\nFrom: <sip:a@b\r\nTo <sip:b@b>", 100)
+        assert fault == ("not a header line", 36) and wrong.names == {"via", "from"}
+        with pytest.raises(ParseError):
+            _ = wrong.from_
 
 
 def test_what_is_kept_parsed_is_short_and_never_what_is_wrong() -> None:

@@ -458,7 +458,7 @@ def test_timer_c_ends_endless_ringing() -> None:
     # the telephone repeats its 180 every minute, which starts the timer anew (16.7 step 2)
     assert not net.arrived(net.bob, "CANCEL")
     for record in net.bob.stack._servers.values():
-        record.machine._due.clear()
+        record.machine.due.clear()
     net.bob.stack.handle_timer = lambda _now: None  # type: ignore[method-assign]
     net.bob.stack.next_timer = lambda: None  # type: ignore[method-assign]
     net.run(250.0)
