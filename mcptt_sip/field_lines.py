@@ -443,6 +443,10 @@ class Headers:
         """Whether Require names this option tag (lower case)."""
         return self._names("require", tag)
 
+    def understands(self, tag: str) -> bool:
+        """Whether the sender understands this extension (lower case): he supports or even requires it."""
+        return self.supports(tag) or self.requires(tag)
+
     def _names(self, key: str, tag: str) -> bool:
         return key in self._first and any(tag in parse_option_tags(line.value) for line in self._all(key))
 

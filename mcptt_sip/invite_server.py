@@ -103,7 +103,7 @@ class ServerSession(InviteSession):
             raise LocalProtocolError("the caller does not support 199")
         if reliable is None:
             reliable = self.request.headers.requires("100rel")
-        if reliable and not self.supports_reliable:
+        if reliable and not self.request.headers.understands("100rel"):
             raise LocalProtocolError("the caller does not support 100rel")
         response = self._response(status, reason, headers, body, content_type)
         if status == 199:
@@ -147,12 +147,6 @@ class ServerSession(InviteSession):
             status, reason, headers=headers, body=body, content_type=content_type, to_tag=self.local_tag
         )
         self._step(Happens.REJECT, response, now, local=True)
-
-    @property
-    def supports_reliable(self) -> bool:
-        """Whether the caller understands 100rel."""
-        headers = self.request.headers
-        return headers.supports("100rel") or headers.requires("100rel")
 
     # --- what the stack calls
 

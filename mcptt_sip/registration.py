@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from mcptt_sip.errors import RegistrationFailed, RequestTimeout, SipError, Unreachable
+from mcptt_sip.errors import RegistrationFailed, SipError
 from mcptt_sip.field_lines import HeaderItems
 from mcptt_sip.flow import Flow
 from mcptt_sip.headers import NameAddr
@@ -25,6 +25,14 @@ log = logging.getLogger(__name__)
 
 #: seconds before another attempt, doubled up to the second one (RFC 5626 4.5)
 _RETRY, _RETRY_MAX = 30.0, 1800.0
+
+
+def retry_delay(error: SipError, failures: int) -> float:
+    """Seconds until the next attempt after so many failures: what the registrar asked for (RFC 3261 20.33) but one at
+    least, else twice as long each time (RFC 5626 4.5)."""
+    response = error.response if isinstance(error, RegistrationFailed) else None
+    asked = None if response is None else response.headers.retry_after
+    return max(1.0, asked) if asked is not None else min(_RETRY * 2.0 ** min(failures - 1, 16), _RETRY_MAX)
 
 
 class RegistrationHost(Protocol):
@@ -54,6 +62,7 @@ class Registration:
 
     `pub_gruu` is the public GRUU that the registrar gave (RFC 5627), `service_route` its Service-Route (RFC 3608),
     `expires` the interval in force, in seconds. `on_change(registered, response)` is told each time it comes or goes.
+    `failure` is why the last attempt failed.
     """
 
     def __init__(
@@ -71,6 +80,7 @@ class Registration:
         self.registrar, self.aor = registrar, aor
         self.expires = expires
         self.registered = False
+        self.failure: SipError | None = None
         self.contact: str | None = None
         self.pub_gruu: str | None = None
         self.service_route: tuple[str, ...] = ()
@@ -86,9 +96,15 @@ class Registration:
         self._busy = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """The first REGISTER. Raises `RegistrationFailed`, `RequestTimeout` or `Unreachable`."""
-        await self._register(self._wanted)
+    async def start(self, *, keep_trying: bool = False) -> None:
+        """The first REGISTER. Raises `RegistrationFailed`, `RequestTimeout` or `Unreachable`; with `keep_trying`
+        `failure` tells, and it is tried again as after a later failure."""
+        try:
+            await self._register(self._wanted)
+        except SipError as error:
+            if not keep_trying:
+                raise
+            self.failure = error
         self._task = asyncio.ensure_future(self._stay())
 
     async def close(self) -> None:
@@ -164,21 +180,24 @@ class Registration:
             self.on_change(registered, response)
 
     async def _stay(self) -> None:
-        wait, failures = self._refresh_after(), 0
+        failures = 0
         while True:
-            self._again.clear()
-            await _first(self._again.wait, wait)
-            try:
-                await self._register(self._wanted)
-            except (RegistrationFailed, RequestTimeout, Unreachable) as error:
+            if self.failure is None:
+                wait, failures = self._refresh_after(), 0
+            else:
                 self._flow = None
                 failures += 1
-                wait = min(_RETRY * 2 ** (failures - 1), _RETRY_MAX)
-                log.warning("aor=%s not registered: %s; again in %.0f s", self.aor, error, wait)
+                wait = retry_delay(self.failure, failures)
+                log.warning("aor=%s not registered: %s; again in %.0f s", self.aor, self.failure, wait)
+            self._again.clear()
+            await _first(self._again.wait, wait)
+            self.failure = None
+            try:
+                await self._register(self._wanted)
+            except SipError as error:
+                self.failure = error
                 if not isinstance(error, RegistrationFailed):
                     self._told(False, None)
-            else:
-                wait, failures = self._refresh_after(), 0
 
     def _refresh_after(self) -> float:
         """Well before the end, and early enough for a request that is repeated until timer F."""

@@ -58,6 +58,8 @@ class StackSettings:
     )  # fmt: skip
     #: body types taken in an INVITE or UPDATE; others get 415, unless their disposition says optional
     accept: tuple[str, ...] = ("application/sdp", "multipart/*")
+    #: media types of the bodies of other requests, which the answer to OPTIONS names as well (RFC 3428 7)
+    accept_elsewhere: tuple[str, ...] = ()
     #: event packages: value of Allow-Events
     allow_events: tuple[str, ...] = ("refer", "conference")
     #: User-Agent of requests and Server of responses

@@ -519,7 +519,7 @@ class SipStack(TransactionLayer):
         settings = self.settings
         return [
             ("Allow", ", ".join(settings.allow)),
-            ("Accept", ", ".join(settings.accept)),
+            ("Accept", ", ".join(settings.accept + settings.accept_elsewhere)),
             ("Supported", ", ".join(settings.supported)),
             ("Allow-Events", ", ".join(settings.allow_events)),
         ]

@@ -298,18 +298,19 @@ class UserAgent:
 
     async def register(
         self, registrar: str, *, aor: str | None = None, expires: int = 3600, q: float | None = None,
-        instance: str | None = None, reg_id: int | None = None, headers: HeaderItems = (),
+        instance: str | None = None, reg_id: int | None = None, headers: HeaderItems = (), keep_trying: bool = False,
     ) -> Registration:  # fmt: skip
         """Registers, and stays registered until `Registration.close`. Raises `RegistrationFailed`, `RequestTimeout`,
         `Unreachable`.
 
         :param instance: a URN that names this device (RFC 5626 4.1); `reg_id` its flow
+        :param keep_trying: nothing of that is raised: the first REGISTER, too, is tried until it succeeds
         """
         registration = Registration(
             self, registrar, aor or str(self.identity.uri), expires=expires, q=q, instance=instance, reg_id=reg_id,
             headers=headers,
         )  # fmt: skip
-        await registration.start()
+        await registration.start(keep_trying=keep_trying)
         self._registrations.add(registration)
         return registration
 

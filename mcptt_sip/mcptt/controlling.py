@@ -135,7 +135,7 @@ class ControllingFunction:
         self._observe("authorised", {"group": call.group, "user": caller.user, "call_id": session.call_id})
         # without 100rel users can be added only after the final answer
         headers = session.request.headers
-        reliable = headers.supports("100rel") or headers.requires("100rel")
+        reliable = headers.understands("100rel")
         session.progress(183, reliable=reliable, headers=self._contact(call), now=now)
         self._admission.passed_on(request.key, now)
         call.machine.start(request.target, request.key, now, required=request.required)

@@ -453,7 +453,7 @@ def ua(
     from mcptt_sip.errors import ParseError
     from mcptt_sip.ops.programs import set_up_logging
     from mcptt_sip.ops.ua import TelephoneOptions, run_telephone
-    from mcptt_sip.uri import SipUri
+    from mcptt_sip.uri import SipUri, parse_uri
     from mcptt_sip.useragent import parse_listener
 
     set_up_logging(verbose)
@@ -462,9 +462,11 @@ def ua(
     try:
         for text in listen or ():
             parse_listener(text)
-        for uri in (identity, register, proxy, call):
+        for uri in (identity, register, proxy):
             if uri is not None:
                 SipUri.parse(uri)
+        if call is not None:
+            parse_uri(call)
     except ValueError as error:
         _stop(USAGE, f"--listen: {error}")
     except ParseError as error:

@@ -23,6 +23,7 @@ from mcptt_sip.callmedia import CallMediaSettings
 from mcptt_sip.errors import CallFailed, RegistrationFailed, SipError
 from mcptt_sip.grammar import format_host
 from mcptt_sip.incoming import ServerRequest
+from mcptt_sip.message import Response
 from mcptt_sip.ops.capture import Capture
 from mcptt_sip.ops.programs import FAILED, PASSED, StopSignals, calm_collector, emit
 from mcptt_sip.ops.tracing import CaptureTap
@@ -36,6 +37,8 @@ from mikey.tls import development_certificate
 
 __all__ = ["TelephoneOptions", "run_telephone"]
 
+#: media types of MESSAGE that are shown; of the others the sender is told these (RFC 3428 7)
+SHOWN = ("text/plain", "message/cpim")
 HELP = """call URI | answer | reject [CODE] | hangup | hold | resume | digits 0-9*#A-D | play FILE | record FILE |
 transfer URI | message URI TEXT | calls | help | quit"""
 
@@ -112,12 +115,11 @@ class Telephone:
 
     async def _taken(self, call: Call) -> bool:
         """Whether a call that came in was answered."""
-        options, headers = self._options, call.request.headers
+        options = self._options
         if options.reject is not None:
             await call.reject(options.reject)
             return False
-        supports = headers.supports("100rel") or headers.requires("100rel")
-        await call.ring(reliable=True if options.reliable and supports else None)
+        await call.ring(reliable=True if options.reliable and call.request.headers.understands("100rel") else None)
         self.tell("ringing", call=call.id)
         decision = self._decisions[call] = asyncio.get_running_loop().create_future()
         try:
@@ -239,7 +241,7 @@ class Telephone:
         request = incoming.request
         media = request.headers.content_type
         if request.body and (media is None or media.full.partition("/")[0] not in ("text", "message")):
-            incoming.respond(415, headers=[("Accept", "text/plain, message/cpim")], now=self.agent.now())
+            incoming.respond(415, headers=[("Accept", ", ".join(SHOWN))], now=self.agent.now())
             return
         incoming.respond(200, now=self.agent.now())
         self.tell("message", **{"from": str(request.headers.from_.uri)}, text=request.body.decode(errors="replace"))
@@ -247,24 +249,33 @@ class Telephone:
     # --- registration
 
     async def register(self) -> None:
-        """Registers at the URI of the options."""
+        """Registers at the URI of the options, and stays so; what fails is tried again."""
         options = self._options
         assert options.register is not None
         uri = SipUri.parse(options.register)
         registrar = uri.replace(user=None, password=None, headers=())
-        try:
-            registration = await self.agent.register(
-                str(registrar), aor=_aor(options), expires=options.register_expires
-            )
-        except SipError as error:
-            status = error.status if isinstance(error, RegistrationFailed) else None
-            self.tell("registration-failed", status=status, reason=str(error))
-            return
-        self.registration = registration
-        self.tell("registered", aor=registration.aor, contact=registration.contact, expires=registration.expires)
-        registration.on_change = lambda registered, _response: self.tell(
-            "registered" if registered else "unregistered", aor=registration.aor
+        registration = await self.agent.register(
+            str(registrar), aor=_aor(options), expires=options.register_expires, keep_trying=True
         )
+        self.registration = registration
+        was = False
+
+        def changed(registered: bool, response: Response | None) -> None:
+            nonlocal was
+            if registered:
+                details = {"contact": registration.contact, "expires": registration.expires}
+                self.tell("registered", aor=registration.aor, **details)
+            else:
+                status, reason = None, str(registration.failure)
+                if response is not None:
+                    status, reason = response.status, f"{response.status} {response.reason}"
+                event = "unregistered" if was else "registration-failed"
+                self.tell(event, aor=registration.aor, status=status, reason=reason)
+            was = registered
+
+        registration.on_change = changed
+        failure = registration.failure
+        changed(registration.registered, failure.response if isinstance(failure, RegistrationFailed) else None)
 
     # --- commands
 
@@ -345,7 +356,8 @@ async def run_telephone(options: TelephoneOptions) -> int:
         media=CallMediaSettings(sdes=options.sdes),
         follow_refers="all",
         settings=replace(
-            TELEPHONE, session_expires=options.session_expires, user_agent=options.user_agent or "mcptt ua"
+            TELEPHONE, session_expires=options.session_expires, user_agent=options.user_agent or "mcptt ua",
+            accept_elsewhere=SHOWN,
         ),
         transport=transport,
         trace=tap.sip,

@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 
-from mcptt_sip.errors import CallFailed
+from mcptt_sip.errors import CallFailed, RegistrationFailed, RequestTimeout
+from mcptt_sip.message import Response
+from mcptt_sip.registration import retry_delay
 from mcptt_sip.transport import TransportSettings
+from tests.sip.sipp import FOUND, has, needed, recv, response, scenario, sipp
 from tests.sip.telephones import HOST, telephone
 from tests.sip.test_examples import pitch, tone
 
@@ -107,6 +110,8 @@ async def test_it_listens_on_every_transport_and_both_families() -> None:
                 scheme, kind = ("sips", "ws") if kind == "wss" else ("sip", kind)
                 response = await asker.agent.request("OPTIONS", f"{scheme}:ua@{place};transport={kind}")
                 assert response.status == 200 and "INVITE" in response.headers.allow
+                accepted = {media.full for media in response.headers.accept or ()}
+                assert {"application/sdp", "text/plain"} <= accepted  # RFC 3428 7
 
 
 @pytest.mark.parametrize(("option", "status"), [(["--reject", "603"], 603), (["--ring"], None)])
@@ -199,7 +204,8 @@ async def test_every_call_has_a_last_event_also_when_the_telephone_is_switched_o
         (["--session-expires", "20"], 2, "90"),
         (["--listen", "carrier-pigeon:127.0.0.1:1"], 2, "udp, tcp, tls, ws, wss"),
         (["--listen", "udp:127.0.0.1"], 2, "TRANSPORT:HOST:PORT"),
-        (["--call", "bob"], 2, "not a SIP URI"),
+        (["--call", "bob"], 2, "not a URI"),
+        (["--proxy", "tel:+4930"], 2, "not a SIP URI"),
         (["--listen", f"udp:{HOST}:0", "--auth-user", "alice"], 2, "MCPTT_PASSWORD"),
         (["--listen", f"udp:{HOST}:0", "--password-file", "/nowhere"], 3, "/nowhere"),
         (["--reject", "200"], 2, "reject"),
@@ -208,6 +214,38 @@ async def test_every_call_has_a_last_event_also_when_the_telephone_is_switched_o
 def test_a_wrong_option_is_one_sentence(options: list[str], code: int, said: str) -> None:
     done = subprocess.run([MCPTT, "ua", *options], capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
     assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
+
+
+async def test_a_number_is_called_at_the_proxy() -> None:
+    async with telephone() as gateway:
+        gateway.agent.on_call(lambda call: call.reject(404))
+        options = ["--listen", f"udp:{HOST}:0", "--proxy", gateway.uri, "--call", "tel:+4930123456", "--once"]
+        async with ua(*options) as phone:
+            assert (await phone.event("call-failed"))["status"] == 404
+            assert await phone.process.wait() == 1
+
+
+@needed("sipp", "sip-tester")
+async def test_a_registration_that_failed_at_first_is_tried_when_the_registrar_says(tmp_path: Path) -> None:
+    registrar = scenario(
+        recv("REGISTER"), response(503, "Busy", more="Retry-After: 0"),
+        recv("REGISTER", has("Expires", "3600")), response(200, "OK", more="Expires: 3600"),
+        recv("REGISTER", has("Expires", "^ 0")), response(200, "OK"), FOUND,
+    )  # fmt: skip
+    async with sipp(tmp_path, registrar) as theirs:
+        async with ua("--listen", f"udp:{HOST}:0", "--register", theirs.uri) as phone:
+            assert (await phone.event("registration-failed"))["status"] == 503
+            assert (await phone.event("registered"))["expires"] == 3600
+            phone.type("quit")
+            await phone.event("stopped")
+        await theirs.succeeded()
+
+
+def test_the_time_to_the_next_attempt_grows_but_not_for_ever() -> None:
+    asked = RegistrationFailed("503", Response(503, headers=[("Retry-After", "7 (soon)")]))
+    assert retry_delay(asked, 5) == 7.0
+    silence = RequestTimeout("REGISTER")
+    assert [retry_delay(silence, n) for n in (1, 2, 3, 10_000)] == [30.0, 60.0, 120.0, 1800.0]
 
 
 async def test_a_port_that_is_taken_is_one_sentence() -> None:
