@@ -3,7 +3,8 @@
 
 ``alice`` may not form groups at first. Her call is refused; the operator asks why, gives her the right, and the same
 call succeeds. Then she may call only ``bob``: adding ``carol`` is refused until the operator extends her list. A user
-who is taken out of the policy is unknown; one who may take part in one call only is busy for a second.
+who is taken out of the policy is unknown; one who may take part in one call only is busy for a second. A member who is
+taken out leaves the call, and the others get another key.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ async def scenario(lab: Lab) -> None:
         lab.user(name)
     await lab.start_kms()
     await lab.start_server()
-    alice, _bob, _carol, _dave, erin = await lab.phones("alice", "bob", "carol", "dave", "erin")
+    alice, bob, carol, _dave, erin = await lab.phones("alice", "bob", "carol", "dave", "erin")
 
     lab.tell("alice has no right to form a group")
     await refusal(alice, "call bob", 403, "119")
@@ -76,4 +77,13 @@ async def scenario(lab: Lab) -> None:
     await changed(lab, "set", "erin", "MaxSimultaneousCallsN6=1")
     await alice.do("add erin")
     await refusal(erin, "call bob", 486, "103")
+
+    lab.tell("carol is taken out of the policy while she is in the call")
+    await changed(lab, "remove", "carol")
+    await carol.expect("ended")
+    await alice.do("rekey")
+    members = await alice.do("members")
+    if members["keyed"] != sorted(map(lab.uri, ("bob", "erin"))):
+        raise ScenarioFailed(f"members: {members}")
     await alice.do("release")
+    await bob.expect("ended")

@@ -516,13 +516,29 @@ class ControllingFunction:
     def release_all(self, why: str, now: float) -> None:
         """The server goes down: every call ends, and everybody is told."""
         for call in list(self.calls.values()):
-            initiator = call.legs.get(call.initiator)
-            if initiator is not None and initiator.in_media:
-                self._hang_up(initiator, now, why)
-            elif initiator is not None:
-                del call.legs[call.initiator]
-                initiator.session.reject(503, now=now)
+            self._let_initiator_go(call, 503, why, now)
             self._close(call, why, now)
+
+    def _let_initiator_go(self, call: GroupCall, status: int, why: str, now: float) -> None:
+        initiator = call.legs.get(call.initiator)
+        if initiator is not None and initiator.in_media:
+            self._hang_up(initiator, now, why)
+        elif initiator is not None:
+            del call.legs[call.initiator]
+            initiator.session.reject(status, now=now)
+
+    def policy_changed(self, now: float) -> None:
+        """Whoever is no user any more is in no call, either: neither as a member, nor invited, nor as its initiator,
+        whose call ends. A right that somebody has lost is asked for when he uses it."""
+        for call in list(self.calls.values()):
+            for user in [user for user in (*call.legs, *call.forks) if self.profile(user) is None]:
+                log.info("group=%s user=%s dismissed: no user any more", call.group, user)
+                call.former -= {user}
+                call.lost -= {user}
+                if user == call.initiator:
+                    self._let_initiator_go(call, 403, "no user any more", now)
+                call.machine.dismissed(user, now)
+            self._carry_out(call, now)
 
     # --- time -------------------------------------------------------------------------------------------
 

@@ -291,9 +291,21 @@ class PrivateCallFunction:
     def release_all(self, now: float) -> None:
         """The server goes down."""
         for call in list(self.calls):
-            if call.called is None and not call.caller.session.ended:
-                call.caller.session.reject(503, now=now)
-            self._end(call, now)
+            self._release(call, 503, now)
+
+    def policy_changed(self, now: float) -> None:
+        """Whoever is no user any more is in no call, either."""
+        profiles = self._policy().profiles
+        for call in list(self.calls):
+            legs = [call.caller, *([call.called] if call.called is not None else call.ringing)]
+            if any(leg.user not in profiles for leg in legs):
+                self._release(call, 403, now)
+
+    def _release(self, call: PrivateCallState, status: int, now: float) -> None:
+        """Ends a call; `status` is the answer to an INVITE that has none, unless its CANCEL is on record already."""
+        if call.called is None and not call.caller.session.ended:
+            call.caller.session.reject(status, now=now)
+        self._end(call, now)
 
     # --- time -------------------------------------------------------------------------------------------
 
@@ -304,9 +316,7 @@ class PrivateCallFunction:
         for call in list(self.calls):
             if call.rings_until is not None and call.rings_until <= now:
                 call.rings_until = None
-                if not call.caller.session.ended:  # his CANCEL may be on record already
-                    call.caller.session.reject(408, now=now)
-                self._end(call, now)
+                self._release(call, 408, now)
 
     def _warning(self, text: str | None) -> Headers:
         return warning_header(self.settings.domain, text)

@@ -320,6 +320,14 @@ class TemporaryGroupCall:
         self._on_member(OnMember.REMOVED, user, now, _Outcome(status=487))
         self._out.append(ReportAdd(handle, user, 200))
 
+    def dismissed(self, user: str, now: float) -> None:
+        """He is no user any more: as if he had been removed, and nobody waits for the outcome. The initiator takes the
+        call with him: it stands on his right."""
+        if user == self.initiator:
+            self.initiator_left(release=True, now=now)
+        else:
+            self._on_member(OnMember.REMOVED, user, now, _Outcome(status=487))
+
     def initiator_cancelled(self, now: float) -> None:
         """CANCEL. One that crossed the 200 ends the call as well: the initiator is not in it."""
         self._on(On.INITIATOR_CANCELLED, now)

@@ -256,6 +256,14 @@ class McpttServer:
             raise
         return opened
 
+    def policy_changed(self) -> None:
+        """What `policy` gives is another one now: whoever is no user any more leaves his calls."""
+        try:
+            self.service.policy_changed(self.stack_time())
+            self._agent.transmit()
+        finally:
+            self._rearm()
+
     async def aclose(self) -> None:
         """Ends every call, then lets go of the sockets."""
         if self._timer is not None:

@@ -145,6 +145,11 @@ class McpttService:
         self.controlling.handle_timer(now)
         self.private.handle_timer(now)
 
+    def policy_changed(self, now: float) -> None:
+        """There is another policy: whoever is no user any more leaves his calls."""
+        self.controlling.policy_changed(now)
+        self.private.policy_changed(now)
+
     def _invited(self, session: InviteSession, now: float) -> None:
         known = self.participating.authenticate(session.request, now)
         if isinstance(known, Answer):

@@ -133,7 +133,7 @@ def add(
 
 @user.command()
 def remove(name: User, policy: PolicyPath = POLICY) -> None:
-    """Take a user out. Calls that he is in go on; he can make and join no other."""
+    """Take a user out. The server has him leave the calls that he is in; one that he initiated ends."""
     from mcptt_sip.ops.admin import AdminError
 
     document = _open(policy)

@@ -134,6 +134,19 @@ class PolicyFile:
         return self._policy
 
 
+#: seconds until a changed policy is noticed when nothing asks for it: whoever was taken out leaves his calls then
+POLICY_INTERVAL = 2.0
+
+
+async def _follow(policy: PolicyFile, server: McpttServer) -> None:
+    known = policy()
+    while True:
+        await asyncio.sleep(POLICY_INTERVAL)
+        if (read := policy()) is not known:
+            known = read
+            server.policy_changed()
+
+
 #: the server that the program runs; a scenario may put a hostile one here
 SERVER_CLASS: type[McpttServer] = McpttServer
 
@@ -184,7 +197,9 @@ async def _serve(
     calm_collector()
     named = {transport: f"{transport}:{host}:{port}" for transport, host, port in opened}
     emit("ready", identity=options.identity, addresses=[[host, port] for _, host, port in opened], **named)
+    following = asyncio.ensure_future(_follow(policy, server))
     await stop.asked.wait()
+    following.cancel()
     await server.aclose()
     # what was to be said has been handed to the kernel by now; the loop ends with the program
     await asyncio.sleep(0)

@@ -131,6 +131,24 @@ async def test_declined_not_allowed_and_busy() -> None:
             assert (refusal.value.status, (refusal.value.warning or "")[:3]) == (status, warning)
 
 
+@pytest.mark.parametrize("name", ["alice", "bob"])
+async def test_who_is_no_user_any_more_is_in_no_private_call(name: str) -> None:
+    async with town() as here:
+        _alice, _bob, mine, theirs = await two(here)
+        _carol, _dave = await here.phones("carol", "dave")
+        ours = answering(_dave)
+        others = await _carol.client.private_call(uri("dave"))
+        await asyncio.wait_for(ours.get(), PATIENCE)
+        private = here.server.service.private
+        here.server.policy_changed()
+        assert len(private.calls) == 2, "nobody was taken out"
+        del private._policy().profiles[uri(name)]
+        here.server.policy_changed()
+        assert [call.caller.user for call in private.calls] == [uri("carol")]
+        await asyncio.wait_for(asyncio.gather(mine.ended.wait(), theirs.ended.wait()), PATIENCE)
+        assert not others.ended.is_set()
+
+
 async def test_a_call_given_up_while_it_rings_is_over_for_all() -> None:
     async with town() as here:
         alice, bob = await here.phones("alice", "bob")

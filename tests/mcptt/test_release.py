@@ -10,6 +10,7 @@ import pytest
 
 from mcptt_sip.mcptt.contents import RELEASE_FOR_ALL, is_release_for_all
 from mcptt_sip.mcptt.groupcall import GroupCall, Leg
+from mcptt_sip.mcptt.policy import Policy
 from mcptt_sip.mcptt.regroup import RegroupSettings
 from mcptt_sip.outgoing import Cause
 from mcptt_sip.session import Cancelled, Ended
@@ -73,6 +74,48 @@ def test_the_server_ends_a_call_for_everybody_and_says_why(why: str) -> None:
     assert "cause=200" in (exchange.sent_to(phones[0], "BYE")[0].headers.get("Reason") or "")
     exchange.run(GIVE_UP)
     assert clean(exchange)
+
+
+def dismiss(exchange: Exchange, name: str) -> None:
+    """The operator takes a user out."""
+    profiles = dict(exchange.policy.profiles)
+    del profiles[uri(name)]
+    exchange.policy = Policy(profiles)
+    exchange.server.policy_changed(exchange.now)
+    exchange.run(GIVE_UP)
+
+
+def test_who_is_no_user_any_more_leaves_his_call_and_the_others_stay() -> None:
+    exchange, (_alice, bob, carol), session = talking("bob", "carol")
+    dave = exchange.phone("dave", script="ring")
+    refer = exchange.phones[0].refer(session, "dave")
+    exchange.run()
+    dismiss(exchange, "bob")
+    assert bob.told(Ended) and not carol.told(Ended) and not session.ended
+    assert exchange.call.machine.connected == (uri("carol"),) and uri("bob") not in exchange.plane.opened[0].legs
+    dismiss(exchange, "dave")
+    assert dave.told(Cancelled) and exchange.phones[0].fragments(refer)[-1].status == 487
+    again = exchange.phones[0].refer(session, "bob")
+    exchange.run()
+    assert exchange.phones[0].answer_to(again).status in (403, 404)
+    dismiss(exchange, "erin")  # who was in no call
+    assert exchange.call.machine.connected == (uri("carol"),)
+    session.bye(exchange.now, headers=[("Reason", RELEASE_FOR_ALL)])
+    exchange.run(GIVE_UP)
+    assert clean(exchange)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_call_of_an_initiator_who_is_no_user_any_more_ends(answered: bool) -> None:
+    exchange = Exchange()
+    alice = exchange.phone("alice")
+    bob = exchange.phone("bob", script="answer" if answered else "ring")
+    session = alice.call("bob")
+    exchange.run()
+    assert session.established is answered
+    dismiss(exchange, "alice")
+    assert session.ended and bob.told(Ended if answered else Cancelled) and clean(exchange)
+    assert answered or alice.answer_to(session).status == 403
 
 
 def test_a_member_who_leaves_loses_his_affiliation_and_his_place_on_the_relay() -> None:
