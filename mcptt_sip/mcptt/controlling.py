@@ -186,7 +186,7 @@ class ControllingFunction:
         old = call.legs.get(caller.user)
         leg.take_over(old)
         if old is not None:
-            self._hang_up(old, now, "taken over by another device")
+            old.hang_up(now, "taken over by another device")
         session.context = leg
         call.legs[caller.user] = leg
         self._accept(leg, (), [*self._warning(warning_text(123))], now)
@@ -196,7 +196,7 @@ class ControllingFunction:
 
     def _left_behind(self, call: GroupCall, user: str, now: float) -> None:
         """``user`` is at another device now."""
-        self._hang_up(call.legs[user], now, "taken over by another device")
+        call.legs[user].hang_up(now, "taken over by another device")
         call.machine.left(user, now)
         self._carry_out(call, now)
 
@@ -257,7 +257,7 @@ class ControllingFunction:
             leg.join_media()
         except (MediaRefused, ValueError) as error:
             log.warning("group=%s user=%s answer not usable: %s", call.group, leg.user, error)
-            self._hang_up(leg, now, "the answer's media is not that of a regroup call")
+            leg.hang_up(now, "the answer's media is not that of a regroup call")
             self.refused(leg, 488, None, now)
             return
         del call.forks[leg.user]
@@ -323,7 +323,7 @@ class ControllingFunction:
         self.urgency.tell(leg, now)
         waiting, leg.call.after_ack = leg.call.after_ack, []
         for info in waiting if leg.initiator else ():
-            self._inform(leg, documents.MCPTT_INFO, info.encode(), now)
+            leg.inform(documents.MCPTT_INFO, info.encode(), now)
 
     def changed(self, incoming: ServerRequest, leg: Leg, now: float) -> None:
         """A re-INVITE or UPDATE with an offer in a leg: a refresh, another place for his media, another urgency."""
@@ -354,13 +354,6 @@ class ControllingFunction:
         if call is not None:
             call.machine.silent(now)
             self._carry_out(call, now)
-
-    def _hang_up(self, leg: Leg, now: float, why: str) -> None:
-        leg.leave_media()
-        if leg.call.legs.get(leg.user) is leg:
-            del leg.call.legs[leg.user]
-        leg.session.context = None
-        leg.session.bye(now, headers=[("Reason", f'SIP;cause=200;text="{why}"')])
 
     # --- step 7: REFER ----------------------------------------------------------------------------------
 
@@ -420,12 +413,12 @@ class ControllingFunction:
                 self._report(call, order, now)
             case regroup.PassAcknowledgement(_, acknowledgement):
                 if call.director is not None:
-                    self._inform(call.director, ACKNOWLEDGEMENT, acknowledgement, now)
+                    call.director.inform(ACKNOWLEDGEMENT, acknowledgement, now)
             case regroup.ReleaseMember(user, answered):
                 self._release_member(call, user, answered, now)
             case regroup.ReleaseInitiator(cause):
                 if (initiator := call.legs.get(call.initiator)) is not None:
-                    self._hang_up(initiator, now, cause)
+                    initiator.hang_up(now, cause)
             case regroup.RosterChanged(user, connected):
                 if connected:
                     call.roster.connected(user, now)
@@ -472,14 +465,6 @@ class ControllingFunction:
         headers = [*self._contact(leg.call), ("Recv-Info", INFO_PACKAGE), *warnings]
         leg.session.accept(headers=headers, body=body, content_type=content_type, now=now)
 
-    def _inform(self, leg: Leg, content_type: str, body: bytes, now: float) -> None:
-        """INFO of our package in a leg's dialog (RFC 6086), where there still is one and it is understood."""
-        if INFO_PACKAGE not in leg.session.request.headers.values("Recv-Info"):
-            log.info("group=%s user=%s takes no INFO", leg.call.group, leg.user)
-        elif not leg.session.ended:
-            headers = [("Info-Package", INFO_PACKAGE), ("Content-Disposition", "Info-Package")]
-            leg.session.send("INFO", headers=headers, body=body, content_type=content_type, now=now)
-
     def _report(self, call: GroupCall, order: regroup.ReportAdd, now: float) -> None:
         if order.handle is None:
             call.roster.outcome(order.user, order.status, order.warning, order.acknowledgement, now)
@@ -492,7 +477,7 @@ class ControllingFunction:
     def _release_member(self, call: GroupCall, user: str, answered: bool, now: float) -> None:
         if answered:
             if (leg := call.legs.get(user)) is not None:
-                self._hang_up(leg, now, "removed from the call" if call.machine.connected else "call released")
+                leg.hang_up(now, "removed from the call" if call.machine.connected else "call released")
             return
         fork = call.forks.pop(user, None)
         for leg in fork.legs if fork is not None else ():
@@ -522,7 +507,7 @@ class ControllingFunction:
     def _let_initiator_go(self, call: GroupCall, status: int, why: str, now: float) -> None:
         initiator = call.legs.get(call.initiator)
         if initiator is not None and initiator.in_media:
-            self._hang_up(initiator, now, why)
+            initiator.hang_up(now, why)
         elif initiator is not None:
             del call.legs[call.initiator]
             initiator.session.reject(status, now=now)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mcptt_sip.errors import SipError
 from mcptt_sip.headers import TargetDialog
+from mcptt_sip.mcptt.contents import INFO_PACKAGE
 from mcptt_sip.mcptt.documents import McpttInfo
 from mcptt_sip.mcptt.mediadescription import GroupMediaDescription
 from mcptt_sip.mcptt.outbox import Outbox
@@ -17,6 +19,8 @@ from mcptt_sip.mcptt.policy import Commencement, Urgency, known_warning
 from mcptt_sip.mcptt.regroup import TemporaryGroupCall
 from mcptt_sip.mcptt.roster import Roster
 from mcptt_sip.session import InviteSession
+
+log = logging.getLogger(__name__)
 
 Address = tuple[str, int]
 
@@ -99,6 +103,22 @@ class Leg:
         if self.in_media:
             self.call.media.remove_leg(self.user)
             self.in_media = False
+
+    def hang_up(self, now: float, why: str) -> None:
+        """Out of the call; `why` is for the user."""
+        self.leave_media()
+        if self.call.legs.get(self.user) is self:
+            del self.call.legs[self.user]
+        self.session.context = None
+        self.session.bye(now, headers=[("Reason", f'SIP;cause=200;text="{why}"')])
+
+    def inform(self, content_type: str, body: bytes, now: float) -> None:
+        """INFO of our package in his dialog (RFC 6086), where there still is one and it is understood."""
+        if INFO_PACKAGE not in self.session.request.headers.values("Recv-Info"):
+            log.info("group=%s user=%s takes no INFO", self.call.group, self.user)
+        elif not self.session.ended:
+            headers = [("Info-Package", INFO_PACKAGE), ("Content-Disposition", "Info-Package")]
+            self.session.send("INFO", headers=headers, body=body, content_type=content_type, now=now)
 
     def take_over(self, old: Leg | None) -> None:
         """Into the media in the place of the same user's ``old`` leg, which stays there when this one cannot come."""

@@ -462,11 +462,9 @@ def ua(
     try:
         for text in listen or ():
             parse_listener(text)
-        for uri in (identity, register, proxy):
+        for read, uri in ((SipUri.parse, identity), (SipUri.parse, register), (SipUri.parse, proxy), (parse_uri, call)):
             if uri is not None:
-                SipUri.parse(uri)
-        if call is not None:
-            parse_uri(call)
+                read(uri)
     except ValueError as error:
         _stop(USAGE, f"--listen: {error}")
     except ParseError as error:
