@@ -284,11 +284,11 @@ class TransactionLayer:
     def contact_for(self, request: Request, flow: Flow) -> str:
         """See `mcptt_sip.services.Services`."""
         contact = self.contact(flow)
-        return secured(contact) if flow.transport in ("tls", "wss") and wants_sips(request) else contact
+        return secured(contact) if _over_sips(request, flow) else contact
 
     def introduction(self, request: Request, flow: Flow) -> Headers:
         """See `mcptt_sip.services.Services`."""
-        here = flow.transport, flow.local, flow.transport in ("tls", "wss") and wants_sips(request)
+        here = flow.transport, flow.local, _over_sips(request, flow)
         made = self._introductions.get(here)
         if made is None:
             settings = self.settings
@@ -582,3 +582,8 @@ class TransactionLayer:
             headers.add("Contact", contact)
         if self.settings.user_agent and "user-agent" not in headers:
             headers.add("User-Agent", self.settings.user_agent)
+
+
+def _over_sips(request: Request, flow: Flow) -> bool:
+    """Whether the Contact of the answer is a SIPS URI (12.1.1)."""
+    return flow.transport in ("tls", "wss") and wants_sips(request)

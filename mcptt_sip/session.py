@@ -403,12 +403,11 @@ class InviteSession:
         if response is not None and status < 300 and vital:
             self.described(sent.request.headers.get("content-type"), sent.request.body)
             self._start_session_timer(agree(response), now)
-        if self.state is SessionState.CONFIRMED and (
-            status == 481 or (vital and (status == 408 or response is None))
-        ):
+        gone = status == 481 or (vital and (status == 408 or response is None))
+        if gone and self.state is SessionState.CONFIRMED:
             # 12.2.1.2, 14.1: by a BYE, for a peer who is there after all
             self._step(Happens.BYE, Farewell(cause=Cause.RESPONSE if response else cause), now)
-        elif status == 481 or (vital and (status == 408 or response is None)) or status in _DIALOG_ENDING:
+        elif gone or status in _DIALOG_ENDING:
             self._step(Happens.LOST, Farewell(cause=Cause.RESPONSE if response else cause), now)
         elif status == 422 and vital and refreshing and response is not None and response.headers.min_se:
             self.min_se = max(self.min_se, response.headers.min_se.seconds)

@@ -303,16 +303,20 @@ class DirectedRegroup(Regroup):
         for user in sorted(users):
             if self.distribution.generation != generation or self.ended.is_set():
                 break
-            if user in self.distribution.named:
-                try:
-                    self.distribution.seal_to(user, self.client.now())
-                except MikeyError as error:
-                    log.warning("group=%s user=%s no key can be made for him: %s", self.group, user, error)
-                    unsealed.add(user)
-                    continue
-                self._keep_current(user)
-                await asyncio.sleep(0)  # sealing is work: others have their turn
+            if user in self.distribution.named and not await self._sealed(self.distribution.seal_to, user):
+                unsealed.add(user)
         return set(users) - unsealed, unsealed
+
+    async def _sealed(self, seal: Callable[[str, float], object], user: str) -> bool:
+        """Whether a key message could be made for this user; it is on its way to him then."""
+        try:
+            seal(user, self.client.now())
+        except MikeyError as error:
+            log.warning("group=%s user=%s no key message can be made for him: %s", self.group, user, error)
+            return False
+        self._keep_current(user)
+        await asyncio.sleep(0)  # sealing is work: others have their turn
+        return True
 
     async def revoke(self) -> None:
         """Withdraws the current key from everyone: sending stops at once, for good under this key."""
@@ -326,14 +330,8 @@ class DirectedRegroup(Regroup):
     async def _revoke(self, key: TransportKey, generation: int) -> None:
         users, unsealed = set(self.distribution.named - self._joining), set()
         for user in sorted(users):
-            try:
-                self.distribution.seal_revocation(user, self.client.now())
-            except MikeyError as error:
-                log.warning("group=%s user=%s no revocation can be made for him: %s", self.group, user, error)
+            if not await self._sealed(self.distribution.seal_revocation, user):
                 unsealed.add(user)
-                continue
-            self._keep_current(user)
-            await asyncio.sleep(0)
         waited = await self._until(
             lambda user: self.distribution.proved(user, generation, REVOKED), users - unsealed
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.errors import SipError
+from mcptt_sip.field_lines import HeaderItems
 from mcptt_sip.incoming import ServerRequest
 from mcptt_sip.mcptt import documents
 from mcptt_sip.mcptt.contents import SERVER_HEADERS, Contents, Headers, read_contents, warning_header
@@ -227,11 +228,7 @@ class PrivateCallFunction:
     def _nobody_left(self, call: PrivateCallState, now: float) -> None:
         if not call.ringing and call.called is None and not call.over:
             status, warning = call.last_refusal
-            if call.caller.session.ended:
-                self._end(call, now)
-                return
-            call.caller.session.reject(status, headers=self._warning(warning), now=now)
-            self._end(call, now)
+            self._release(call, status, now, headers=self._warning(warning))
 
     def changed(self, incoming: ServerRequest, leg: PrivateLeg, now: float) -> None:
         """A re-INVITE or UPDATE with an offer: a refresh, or another place for this side's media."""
@@ -301,10 +298,10 @@ class PrivateCallFunction:
             if any(leg.user not in profiles for leg in legs):
                 self._release(call, 403, now)
 
-    def _release(self, call: PrivateCallState, status: int, now: float) -> None:
+    def _release(self, call: PrivateCallState, status: int, now: float, headers: HeaderItems = ()) -> None:
         """Ends a call; `status` is the answer to an INVITE that has none, unless its CANCEL is on record already."""
         if call.called is None and not call.caller.session.ended:
-            call.caller.session.reject(status, now=now)
+            call.caller.session.reject(status, headers=headers, now=now)
         self._end(call, now)
 
     # --- time -------------------------------------------------------------------------------------------

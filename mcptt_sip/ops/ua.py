@@ -105,13 +105,13 @@ class Telephone:
         self.tell("incoming", call=call.id, **{"from": str(headers.from_.uri)}, to=str(call.request.uri))
         self._follow(call)
         try:
-            if not await self._taken(call):
-                self._tell_ended(call)
-                return
+            taken = await self._taken(call)
         except CallFailed:  # the caller was quicker
+            taken = False
+        if taken:
+            await self._talk(call)
+        else:
             self._tell_ended(call)
-            return
-        await self._talk(call)
 
     async def _taken(self, call: Call) -> bool:
         """Whether a call that came in was answered."""
