@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from mcptt_sip.body import parse_multipart
@@ -50,6 +50,10 @@ class Host(Protocol):
 
     async def open_media(self, flow: Flow | None) -> CallMedia:
         """Audio for a new call that goes over `flow`."""
+        ...
+
+    def subscribe(self, uri: str, event: str) -> AsyncIterator[Request]:
+        """The notifications of an event package."""
         ...
 
 
@@ -339,9 +343,10 @@ class Call:
             body = f"Signal={digit}\r\nDuration=100\r\n".encode()
             await self.send("INFO", body=body, content_type="application/dtmf-relay")
 
-    async def transfer(self, target: str | Call, *, headers: HeaderItems = ()) -> int:
+    async def transfer(self, target: str | Call, *, headers: HeaderItems = (), explicit: bool = False) -> int:
         """Asks the peer to call `target`, a URI or (attended, RFC 3891) the peer of another call; the final status of
-        that call as the peer tells it. This call goes on; hang it up when the status is 200 (RFC 5589 6).
+        that call as the peer tells it: in the dialog of this one, or (`explicit`) in one of its own, which the peer
+        must understand (RFC 7614). This call goes on; hang it up when the status is 200 (RFC 5589 6).
 
         Raises `CallFailed` when the peer refuses to try, `ParseError` when the target is no URI.
         """
@@ -358,6 +363,8 @@ class Call:
         waiter.notified = notified
         waiter.ended = lambda: progress.put_nowait(None)
         lines = [("Refer-To", NameAddr.parse(target if target.startswith("<") else f"<{target}>")), *headers]
+        if explicit:
+            lines.append(("Require", "explicitsub"))
         self.session.send("REFER", headers=lines, now=self._host.now(), context=waiter)
         self._host.transmit()
         response = await waiter.done
@@ -365,6 +372,12 @@ class Call:
             raise CallFailed(f"the transfer was refused: {response.status} {response.reason}", response)
         if (response.headers.get("refer-sub") or "").lower().startswith("false"):
             return response.status
+        if explicit:
+            if (events_at := response.headers.refer_events_at) is None:
+                raise CallFailed("the peer accepted without Refer-Events-At", response)
+            async for request in self._host.subscribe(str(events_at.uri), "refer"):
+                notified(request)
+            progress.put_nowait(None)
         last = 0
         while (status := await progress.get()) is not None:
             last = status

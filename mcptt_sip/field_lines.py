@@ -486,6 +486,13 @@ class Headers:
         return self._one("refer-to", NameAddr.parse)
 
     @property
+    def refer_events_at(self) -> NameAddr | None:
+        """Refer-Events-At (RFC 7614 4.8), which has angle brackets."""
+        if not (self.get("refer-events-at") or "<").startswith("<"):
+            raise ParseError("Refer-Events-At without angle brackets")
+        return self._one("refer-events-at", NameAddr.parse)
+
+    @property
     def referred_by(self) -> NameAddr | None:
         """Referred-By (RFC 3892)."""
         return self._one("referred-by", NameAddr.parse)

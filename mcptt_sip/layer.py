@@ -281,9 +281,9 @@ class TransactionLayer:
         )
         return f"<{uri}>{params}"
 
-    def contact_for(self, request: Request, flow: Flow) -> str:
+    def contact_for(self, request: Request, flow: Flow, *, user: str | None = None) -> str:
         """See `mcptt_sip.services.Services`."""
-        contact = self.contact(flow)
+        contact = self.contact(flow, user=user)
         return secured(contact) if _over_sips(request, flow) else contact
 
     def introduction(self, request: Request, flow: Flow) -> Headers:

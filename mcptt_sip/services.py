@@ -156,7 +156,7 @@ class Services(Protocol):
         """The Contact value that leads back here over `flow`."""
         ...
 
-    def contact_for(self, request: Request, flow: Flow) -> str:
+    def contact_for(self, request: Request, flow: Flow, *, user: str | None = None) -> str:
         """The Contact value of the response to `request` over `flow`: a SIPS URI where it has to be (12.1.1)."""
         ...
 

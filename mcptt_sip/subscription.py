@@ -5,7 +5,6 @@ A subscription is a usage of its dialog (RFC 5057): whatever becomes of it, a ca
 
 :RFC 6665: yes; both sides; notifier packages are the application's
 :RFC 4488: yes; Refer-Sub
-:RFC 7614: partly; nosub; no explicitsub
 :RFC 7647: yes
 """
 
@@ -68,7 +67,7 @@ class Happens(Enum):
     NOTIFIED_ACTIVE = auto()
     NOTIFIED_TERMINATED = auto()
     REFUSED = auto()  # the SUBSCRIBE or REFER was
-    NOT_WANTED = auto()  # Refer-Sub: false (RFC 4488 4)
+    NOT_WANTED = auto()  # Refer-Sub: false (RFC 4488 4), nosub, explicitsub (RFC 7614)
     TIMER_N = auto()  # no NOTIFY in 64*T1 (RFC 6665 4.1.2.4)
     EXPIRED = auto()
     UNSUBSCRIBE = auto()
@@ -241,7 +240,11 @@ class Subscription(_Usage):
         if self.dialog is None and sent.dialog is None:
             flow = sent.flow
             self._join(Dialog.uac(sent.request, response, flow))
-        if sent.method == "REFER" and (response.headers.get("refer-sub") or "").lower().startswith("false"):
+        if sent.method == "REFER" and (
+            (response.headers.get("refer-sub") or "").lower().startswith("false")
+            or sent.request.headers.requires("nosub")
+            or sent.request.headers.requires("explicitsub")
+        ):
             self._step(Happens.NOT_WANTED, None, now)
             return False
         if sent.method == "SUBSCRIBE" and response.headers.expires:

@@ -65,7 +65,8 @@ RequestHandler = Callable[[ServerRequest], Coroutine[Any, Any, object]]
 
 #: what a telephone understands, as against a server
 TELEPHONE = StackSettings(
-    supported=("100rel", "199", "timer", "replaces", "tdialog", "norefersub", "nosub", "outbound", "gruu", "path"),
+    supported=("100rel", "199", "timer", "replaces", "tdialog", "norefersub", "nosub", "explicitsub", "outbound",
+               "gruu", "path"),
     allow=(
         "INVITE", "ACK", "CANCEL", "BYE", "PRACK", "UPDATE", "INFO", "MESSAGE", "REFER", "SUBSCRIBE", "NOTIFY",
         "OPTIONS",
@@ -136,6 +137,7 @@ class UserAgent:
         self._registrations: set[Registration] = set()
         self._publications: set[Publication] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._referrals: dict[str, Referral] = {}  # by the user part of the URI of their events
         self._on_call: CallHandler | None = None
         self._on_transfer: CallHandler | None = None
         self._on_request: dict[str, RequestHandler] = {}
@@ -434,8 +436,8 @@ class UserAgent:
             case SubscriptionEnded(Subscription(context=Waiter(ended=over))):
                 if over is not None:
                     over()
-            case Resubscribed(NotifierSubscription(context=Referral() as referral)):
-                referral.tell_again(self.now())
+            case Resubscribed(NotifierSubscription(context=Referral() as referral) as subscription):
+                referral.tell_again(subscription, self.now())
             case FlowLost(flow):
                 for registration in self._registrations:
                     registration.flow_lost(flow)
@@ -512,6 +514,8 @@ class UserAgent:
         elif incoming.method == "OPTIONS" and incoming.session is not None:
             # 11.2: in a dialog the answer is the same; a peer asks so whether the call still stands
             incoming.respond(200, headers=self.stack.option_headers(), now=self.now())
+        elif incoming.method == "SUBSCRIBE" and (referral := self._referral_of(incoming)) is not None:
+            referral.watched(incoming, self.now())
         elif incoming.method == "SUBSCRIBE":
             known = ", ".join(self.stack.settings.allow_events)
             incoming.respond(489, headers=[("Allow-Events", known)], now=self.now())
@@ -532,9 +536,20 @@ class UserAgent:
         self.endpoint.transmit()
 
     def _referred(self, incoming: ServerRequest) -> None:
-        referral = accept_refer(incoming, allowed=self._may_refer(incoming), now=self.now())
+        user = (self._token() + self._token()).hex()  # who knows it may ask (RFC 7614 8)
+        there = NameAddr.parse(self.stack.contact_for(incoming.request, incoming.flow, user=user)).uri
+        referral = accept_refer(incoming, allowed=self._may_refer(incoming), events_at=str(there), now=self.now())
         if referral is not None:
-            self.spawn(self._follow(referral))
+            if referral.events_at is not None:
+                self._referrals[user] = referral
+            self.spawn(self._follow(referral, user))
+
+    def _referral_of(self, incoming: ServerRequest) -> Referral | None:
+        """What a SUBSCRIBE outside any dialog wants to know the outcome of (RFC 7614 4.5)."""
+        event, uri = incoming.request.headers.event, incoming.request.uri
+        if incoming.dialog is not None or event is None or event.package != "refer" or not isinstance(uri, SipUri):
+            return None
+        return self._referrals.get(uri.user or "")
 
     def _may_refer(self, incoming: ServerRequest) -> bool:
         if self.follow_refers != "in-dialog":
@@ -546,12 +561,15 @@ class UserAgent:
             self.stack.session_of(wanted.call_id, wanted.local_tag, wanted.remote_tag) is not None
         )
 
-    async def _follow(self, referral: Referral) -> None:
+    async def _follow(self, referral: Referral, user: str) -> None:
         def tell(status: int, reason: str) -> None:
             referral.tell(status, reason, self.now())
             self.endpoint.transmit()
 
         call = await referral.follow(lambda uri, headers: self.dial(uri, headers=headers), tell)
+        # RFC 7614 4.7: who subscribes late is told, too
+        kept = 2 * self.stack.settings.timers.give_up
+        asyncio.get_running_loop().call_later(kept, self._referrals.pop, user, None)
         if call is not None and self._on_transfer is not None:
             await self._handle(call, self._on_transfer)
 

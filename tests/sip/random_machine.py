@@ -136,7 +136,7 @@ class RandomMachine(StackPair):
             session.accept(**BODY, now=now)
         elif draw < 0.75:
             self._progress(session, now)
-        elif draw < 0.9 and isinstance(session, ServerSession) and session.supports_reliable:
+        elif draw < 0.9 and isinstance(session, ServerSession) and session.request.headers.understands("100rel"):
             session.progress(183, reliable=True, **BODY, now=now)
             session.accept(**BODY, now=now)  # waits for the PRACK
 
