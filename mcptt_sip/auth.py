@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from mcptt_sip.errors import ParseError
@@ -31,6 +32,8 @@ __all__ = [
     "ha1",
     "parse_auth",
 ]
+
+log = logging.getLogger(__name__)
 
 #: RFC 8760 2.1, the one preferred first; ``-sess`` variants hash the nonces in
 ALGORITHMS: dict[str, Callable[[bytes], str]] = {
@@ -198,6 +201,23 @@ class DigestClient:
             self._counts = {c.nonce: self._counts.get(c.nonce, 0) for c in self._known.values()}
             hope = True
         return hope
+
+    def learn(self, response: Response) -> None:
+        """The nonce that a server wants to see next (RFC 7616 3.5). Its header names no realm: of several realms, none
+        is changed. What cannot be read is left aside; the server will challenge again."""
+        for name, proxy in (("authentication-info", False), ("proxy-authentication-info", True)):
+            known = [key for key in self._known if key[0] is proxy]
+            value = response.headers.get(name)
+            if value is None or len(known) != 1:
+                continue
+            try:
+                nonce = parse_auth(f"Digest {value}")[1].get("nextnonce")
+            except ParseError as error:
+                log.info("call-id=%s %s: %s", response.headers.call_id, name, error)
+                continue
+            if nonce:
+                self._counts.pop(self._known[known[0]].nonce, None)
+                self._known[known[0]] = replace(self._known[known[0]], nonce=nonce)
 
     def _sign(self, request: Request, challenge: Challenge) -> None:
         secret = self.credentials.secret(challenge.realm, challenge.algorithm)

@@ -103,6 +103,7 @@ class ClientSession(InviteSession):
         elif response.status < 200:
             self._step(Happens.PROVISIONAL, (transaction, response, flow), now)
         elif response.status < 300:
+            self._services.authenticated(self.credentials, response)
             self._step(Happens.SUCCESS, (transaction, response, flow), now)
             bye = self._ended_early.pop(response.headers.to.tag or "", None)
             if bye is not None:

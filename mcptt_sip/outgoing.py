@@ -147,8 +147,9 @@ class ClientRequest:
         if response.status == 503 and self._fail_over(now):
             return
         self.response = response
-        if self.dialog is not None:
-            if response.status < 300 and self.method in TARGET_REFRESH:
+        if response.status < 300:
+            self._services.authenticated(self.credentials, response)
+            if self.dialog is not None and self.method in TARGET_REFRESH:
                 self.dialog.refresh_target(response)
         self._finish(response, Cause.RESPONSE, now)
 

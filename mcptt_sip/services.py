@@ -206,3 +206,7 @@ class Services(Protocol):
     ) -> bool:
         """Whether the same request with a new signature can succeed."""
         ...
+
+    def authenticated(self, credentials: DigestCredentials | None, response: Response) -> None:
+        """A 2xx: it may bring the nonce of the next request."""
+        ...

@@ -64,6 +64,8 @@ _READ_LATER: dict[str, Callable[[Headers], object]] = {
     "min-se": lambda headers: headers.min_se,
     "event": lambda headers: headers.event,
 }
+#: headers that may bring another nonce
+_NEXT_NONCE = frozenset({"authentication-info", "proxy-authentication-info"})
 #: requests that make no sense outside a dialog
 _ONLY_IN_DIALOG = frozenset({"BYE", "PRACK", "UPDATE", "NOTIFY", "INFO"})
 
@@ -295,6 +297,11 @@ class SipStack(TransactionLayer):
     ) -> bool:
         """Whether the same request with a new signature can succeed."""
         return credentials is not None and self._digest(credentials).answer(request, response)
+
+    def authenticated(self, credentials: DigestCredentials | None, response: Response) -> None:
+        """See `Services`."""
+        if credentials is not None and not _NEXT_NONCE.isdisjoint(response.headers.names):
+            self._digest(credentials).learn(response)
 
     def _digest(self, credentials: DigestCredentials) -> DigestClient:
         client = self._digests.pop(credentials, None) or DigestClient(credentials, self.token)

@@ -155,6 +155,7 @@ async def run_server(options: ServerOptions) -> int:
     """Serves until it is told to stop."""
     stop = StopSignals().install()
     policy = PolicyFile(options.policy)
+    server_tls(options)  # what is wrong here is said now, not when the KMS has been reached
     source = KeySource(options.kms, options.kms_token, options.identity, options.kms_authority, options.store)
     async with held_keys(source) as keyring:
         return await _serve(options, policy, keyring, source.replay(time.time()), stop)

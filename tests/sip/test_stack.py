@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from mcptt_sip.auth import DigestAuthenticator, DigestCredentials, Verdict
+from mcptt_sip.auth import DigestAuthenticator, DigestClient, DigestCredentials, Verdict, parse_auth
 from mcptt_sip.errors import LocalProtocolError
 from mcptt_sip.flow import Flow
 from mcptt_sip.headers import TargetDialog
 from mcptt_sip.incoming import RequestReceived
-from mcptt_sip.message import Request
+from mcptt_sip.message import Request, Response
 from mcptt_sip.outgoing import Cause, RequestFailed, ResponseReceived
 from mcptt_sip.session import (
     Answered,
@@ -349,6 +349,65 @@ def test_digest_is_answered_by_itself_and_the_nonce_used_again(net: Net) -> None
     net.alice.stack.request(wrong, net.now, flow=net.flow(net.alice), credentials=DigestCredentials("alice", "no"))
     net.run()
     assert net.alice.told(ResponseReceived)[-1].response.status == 401
+
+
+@pytest.mark.parametrize("method", ["MESSAGE", "INVITE"])
+def test_the_next_nonce_is_the_one_that_the_server_wants(net: Net, method: str) -> None:
+    """RFC 7616 3.5: no second challenge, also where each nonce is good once."""
+    nonces = iter(["one", "two", "three", "four"])
+    good = [""]
+
+    def handle(event: object, now: float) -> None:
+        if not isinstance(event, InviteReceived | RequestReceived):
+            return
+        request = event.session.request if isinstance(event, InviteReceived) else event.incoming.request
+        _, params = parse_auth(request.headers.get("authorization") or "Digest")
+        challenged = params.get("nonce") != good[0]
+        good[0] = next(nonces)
+        if challenged:
+            status, line = 401, ("WWW-Authenticate", f'Digest realm="x", nonce="{good[0]}", qop="auth"')
+        else:
+            assert params["nc"] == "00000001"
+            status, line = 200, ("Authentication-Info", f'nextnonce="{good[0]}"')
+        if isinstance(event, RequestReceived):
+            event.incoming.respond(status, headers=[line], now=now)
+        elif challenged:
+            event.session.reject(status, headers=[line], now=now)
+        else:
+            event.session.accept(headers=[line], now=now)
+
+    net.bob.handler = handle
+    for _ in range(3):
+        credentials = DigestCredentials("alice", "secret")
+        if method == "INVITE":
+            call(net, credentials=credentials)
+        else:
+            request = net.alice.stack.compose("MESSAGE", net.bob.uri, from_=f"<{net.alice.uri}>")
+            net.alice.stack.request(request, net.now, flow=net.flow(net.alice), credentials=credentials)
+        net.run()
+    assert net.sent().count(f"401 {method}") == 1 and net.sent().count(f"200 {method}") == 3
+
+
+def test_a_next_nonce_that_cannot_be_read_or_placed_changes_nothing() -> None:
+    client = DigestClient(DigestCredentials("alice", "secret"), tokens(1))
+    request = Request("MESSAGE", "sip:b@x")
+
+    def signed() -> list[str]:
+        client.authorize(request)
+        return [parse_auth(value)[1]["nonce"] for value in request.headers.get_all("authorization")]
+
+    client.learn(Response(200, headers=[("Authentication-Info", 'nextnonce="early"')]))
+    assert signed() == []
+    challenge = Response(401, headers=[("WWW-Authenticate", 'Digest realm="x", nonce="one", qop="auth"')])
+    assert client.answer(request, challenge)
+    for value in ("nextnonce", 'nextnonce=""', 'rspauth="x"', ""):
+        client.learn(Response(200, headers=[("Authentication-Info", value)]))
+    client.learn(Response(200, headers=[("Proxy-Authentication-Info", 'nextnonce="two"')]))
+    assert signed() == ["one"]
+    other = Response(401, headers=[("WWW-Authenticate", 'Digest realm="y", nonce="far", qop="auth"')])
+    assert client.answer(request, other)
+    client.learn(Response(200, headers=[("Authentication-Info", 'nextnonce="whose"')]))
+    assert signed() == ["one", "far"]
 
 
 def test_a_challenged_invite_is_sent_again_with_its_answer(net: Net) -> None:
