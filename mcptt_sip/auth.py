@@ -213,7 +213,7 @@ class DigestClient:
             try:
                 nonce = parse_auth(f"Digest {value}")[1].get("nextnonce")
             except ParseError as error:
-                log.info("call-id=%s %s: %s", response.headers.call_id, name, error)
+                log.info("call-id=%s %s: %s", response.headers.get("call-id"), name, error)
                 continue
             if nonce:
                 self._counts.pop(self._known[known[0]].nonce, None)
