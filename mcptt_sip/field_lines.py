@@ -176,9 +176,10 @@ class Headers:
         if line.key not in self._first:
             self._append(line)
             return
-        self._replace(line)
-        if len(self._lines) != len(self._first):
-            self._lines = [one for one in self._lines if one.key != line.key or one is line]
+        at = self._lines.index(self._first[line.key])  # by place: a later line may be the very same one
+        later = [one for one in self._lines[at + 1 :] if one.key != line.key]
+        self._lines = [*self._lines[:at], line, *later]
+        self._first[line.key] = line
 
     def replace_first(self, name: str, value: object) -> None:
         """Change the first line of this name only (the top Via); where there is none, it comes before all others."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
 
 from mcptt_sip.errors import ParseError
 from mcptt_sip.grammar import QUOTED, TOKEN, Params, format_host, is_token, kept, quote, split_list, unquote
@@ -94,7 +93,7 @@ def parse_delta_seconds(text: str) -> int | None:
     return int(text) if int(text) < 2**32 else None
 
 
-@dataclass(init=False, slots=True, unsafe_hash=True)
+@dataclass(frozen=True, slots=True)
 class NameAddr:
     """``"display" <uri>;params``: From, To, Contact, Route, Record-Route, Refer-To, Referred-By, Path and more.
 
@@ -102,22 +101,15 @@ class NameAddr:
     ``+g.3gpp.icsi-ref="urn%3Aurn-7%3A…"`` leave octet for octet as they came.
     """
 
-    uri: Final[Uri]
-    display: Final[str | None]
-    params: Final[Params]
+    uri: Uri
+    display: str | None = None
+    params: Params = _EMPTY
+    _raw: str | None = field(default=None, repr=False, compare=False)
     #: the ``tag`` parameter of From and To
-    tag: str | None = field(repr=False, compare=False)
-    _raw: str | None = field(repr=False, compare=False)
+    tag: str | None = field(init=False, repr=False, compare=False)
 
-    # `Final` and no frozen class: one of these is made for each message, and Python makes frozen ones five times slower
-    def __init__(
-        self, uri: Uri, display: str | None = None, params: Params = _EMPTY, _raw: str | None = None
-    ) -> None:
-        self.uri = uri
-        self.display = display
-        self.params = params
-        self.tag = params.get("tag")  # looked at many times for each message
-        self._raw = _raw
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tag", self.params.get("tag"))  # looked at many times for each message
 
     @classmethod
     def parse(cls, text: str) -> NameAddr:
@@ -165,27 +157,20 @@ def _name_addr_of(text: str) -> NameAddr:
     return NameAddr(parse_uri(uri), display, params, text)
 
 
-@dataclass(init=False, slots=True, unsafe_hash=True)
+@dataclass(frozen=True, slots=True)
 class Via:
     """One Via value (RFC 3261 20.42, 3581). `transport` in upper case; `host` without brackets."""
 
-    transport: Final[str]
-    host: Final[str]
-    port: Final[int | None]
-    params: Final[Params]
-    version: Final[str]
+    transport: str
+    host: str
+    port: int | None = None
+    params: Params = _EMPTY
+    version: str = "2.0"
     #: the transaction identifier; ``None`` from RFC 2543 peers
-    branch: str | None = field(repr=False, compare=False)
+    branch: str | None = field(init=False, repr=False, compare=False)
 
-    def __init__(
-        self, transport: str, host: str, port: int | None = None, params: Params = _EMPTY, version: str = "2.0"
-    ) -> None:
-        self.transport = transport
-        self.host = host
-        self.port = port
-        self.params = params
-        self.version = version
-        self.branch = params.get("branch")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "branch", self.params.get("branch"))
 
     @classmethod
     def parse(cls, text: str) -> Via:
@@ -232,7 +217,8 @@ def _sent_by_of(text: str) -> tuple[str, str, int | None, Params, str]:
     return transport.upper(), *host_and_port(sent_by, port), _EMPTY, version
 
 
-class CSeq(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CSeq:
     """Sequence number below 2**32 and method (RFC 3261 20.16)."""
 
     number: int

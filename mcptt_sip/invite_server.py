@@ -275,6 +275,7 @@ class ServerSession(InviteSession):
     def _release(self, now: float) -> None:
         super()._release(now)
         self._transaction.session = None
+        self._common = None
         self.replaces = None
 
     def _settle(self) -> None:

@@ -230,7 +230,7 @@ class TransactionLayer:
             flow, outgoing.fallback = outgoing.fallback, None
             self.bind(outgoing, flow, now)
             self._out.append(outgoing)
-        elif isinstance(record, ServerRecord) and record.via is not None and outgoing.flow is not None:
+        elif isinstance(record, ServerRecord) and record.via and outgoing.flow and outgoing.flow.reliable:
             # 18.2.2: the connection is gone; another is opened to where the request said it came from
             outgoing.flow, outgoing.target = None, via_target(record.via)
             self._out.append(outgoing)

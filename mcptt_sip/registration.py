@@ -29,10 +29,11 @@ _RETRY, _RETRY_MAX = 30.0, 1800.0
 
 def retry_delay(error: SipError, failures: int) -> float:
     """Seconds until the next attempt after so many failures: what the registrar asked for (RFC 3261 20.33) but one at
-    least, else twice as long each time (RFC 5626 4.5)."""
+    least and half an hour at most, else twice as long each time (RFC 5626 4.5)."""
     response = error.response if isinstance(error, RegistrationFailed) else None
     asked = None if response is None else response.headers.retry_after
-    return max(1.0, asked) if asked is not None else min(_RETRY * 2.0 ** min(failures - 1, 16), _RETRY_MAX)
+    wait = max(1.0, asked) if asked is not None else _RETRY * 2.0 ** min(failures - 1, 16)
+    return min(wait, _RETRY_MAX)
 
 
 class RegistrationHost(Protocol):
@@ -52,8 +53,8 @@ class RegistrationHost(Protocol):
 
     async def register_once(
         self, registrar: str, aor: str, headers: HeaderItems, flow: Flow, call_id: str | None, cseq: int
-    ) -> tuple[Response, str, int]:
-        """One REGISTER: its final response, its Call-ID and CSeq."""
+    ) -> tuple[Response | SipError, str, int]:
+        """One REGISTER: its final response, or why there was none; its Call-ID and the last CSeq used."""
         ...
 
 
@@ -81,6 +82,7 @@ class Registration:
         self.expires = expires
         self.registered = False
         self.failure: SipError | None = None
+        self._bound = False  # as far as we know; whether what the registrar said could be read or not
         self.contact: str | None = None
         self.pub_gruu: str | None = None
         self.service_route: tuple[str, ...] = ()
@@ -102,9 +104,9 @@ class Registration:
         try:
             await self._register(self._wanted)
         except SipError as error:
+            self._failed(error)
             if not keep_trying:
                 raise
-            self.failure = error
         self._task = asyncio.ensure_future(self._stay())
 
     async def close(self) -> None:
@@ -114,11 +116,12 @@ class Registration:
                 self._task.cancel()
             await asyncio.wait((self._task,))
             self._task = None
-        if self.registered:
+        if self._bound:
             try:
                 await self._register(0)
             except SipError as error:
                 log.info("aor=%s not removed: %s", self.aor, error)
+                self._failed(error)
 
     def flow_lost(self, flow: Flow) -> None:
         """The flow is gone: a new one is opened and registered (RFC 5626 4.4)."""
@@ -141,17 +144,21 @@ class Registration:
                 contact = contact.with_param("reg-id", str(self._reg_id))
         for _ in range(2):
             lines = [("Contact", contact), ("Expires", expires), *self._headers]
-            response, self._call_id, self._cseq = await self._host.register_once(
+            outcome, self._call_id, self._cseq = await self._host.register_once(
                 self.registrar, self.aor, lines, flow, self._call_id, self._cseq
             )
+            if isinstance(outcome, SipError):
+                raise outcome
+            response = outcome
             least = response.headers.min_expires
             if response.status == 423 and least is not None and least > expires > 0:
                 expires = least  # 10.2.8
                 continue
             break
         if response.status >= 300:
-            self._told(False, response)
             raise RegistrationFailed(f"{response.status} {response.reason}", response)
+        self.failure = None
+        self._bound = expires > 0
         self._flow = flow
         self.contact = str(contact.uri)
         self._read(response, expires)
@@ -173,6 +180,10 @@ class Registration:
             self.pub_gruu = binding.params.get("pub-gruu") or self.pub_gruu
         self.service_route = tuple(headers.values("service-route"))
 
+    def _failed(self, error: SipError) -> None:
+        self.failure = error
+        self._told(False, error.response if isinstance(error, RegistrationFailed) else None)
+
     def _told(self, registered: bool, response: Response | None) -> None:
         if registered != self.registered or response is None or response.status >= 300:
             self.registered = registered
@@ -191,13 +202,10 @@ class Registration:
                 log.warning("aor=%s not registered: %s; again in %.0f s", self.aor, self.failure, wait)
             self._again.clear()
             await _first(self._again.wait, wait)
-            self.failure = None
             try:
                 await self._register(self._wanted)
             except SipError as error:
-                self.failure = error
-                if not isinstance(error, RegistrationFailed):
-                    self._told(False, None)
+                self._failed(error)
 
     def _refresh_after(self) -> float:
         """Well before the end, and early enough for a request that is repeated until timer F."""

@@ -322,8 +322,10 @@ class SipStack(TransactionLayer):
         if request.method == "CANCEL":
             self._cancel_received(record, now)
             return
-        for name in _READ_LATER.keys() & request.headers.names:
-            _READ_LATER[name](request.headers)  # 400 now, not when a call stands on it
+        names = request.headers.names
+        for name, read in _READ_LATER.items():
+            if name in names:
+                read(request.headers)  # 400 now, not when a call stands on it
         if (refusal := self._refusal(request, record)) is not None:
             status, headers = refusal
             self.answer(record, request.response(status, headers=headers, to_tag=self.tag()), now)
@@ -391,12 +393,13 @@ class SipStack(TransactionLayer):
         if not response.headers.one_via:
             log.info("call-id=%s an answer for somebody else", response.headers.call_id)
             return
-        for name in _READ_LATER.keys() & response.headers.names:
-            try:
-                _READ_LATER[name](response.headers)
-            except ParseError as error:
-                log.info("call-id=%s %s left out: %s", response.headers.call_id, name, error)
-                response.headers.remove(name)
+        for name, read in _READ_LATER.items():
+            if name in response.headers.names:
+                try:
+                    read(response.headers)
+                except ParseError as error:
+                    log.info("call-id=%s %s left out: %s", response.headers.call_id, name, error)
+                    response.headers.remove(name)
         super()._response_received(response, flow, now)
 
     def _ack_received(self, request: Request, now: float) -> None:

@@ -56,6 +56,8 @@ class Timers:
     give_up: float = field(init=False)
 
     def __post_init__(self) -> None:
+        if not self.t1 > 0:
+            raise ValueError(f"timer T1 of {self.t1} s")
         interval, passed = self.t1, 0.0
         while interval < self.t2:
             passed += interval

@@ -371,7 +371,7 @@ class UserAgent:
 
     async def register_once(
         self, registrar: str, aor: str, headers: HeaderItems, flow: Flow, call_id: str | None, cseq: int
-    ) -> tuple[Response, str, int]:
+    ) -> tuple[Response | SipError, str, int]:
         """See `mcptt_sip.registration.RegistrationHost`."""
         waiter = Waiter()
         request = self.stack.compose("REGISTER", registrar, from_=f"<{aor}>", to=f"<{aor}>", call_id=call_id,
@@ -380,8 +380,12 @@ class UserAgent:
             request.headers.set("CSeq", f"{cseq + 1} REGISTER")
         sent = self.stack.request(request, self.now(), flow=flow, credentials=self.credentials, context=waiter)
         self.endpoint.transmit()
-        response = await waiter.done
-        return response, sent.request.headers.call_id, sent.request.headers.cseq.number
+        outcome: Response | SipError
+        try:
+            outcome = await waiter.done
+        except SipError as error:
+            outcome = error
+        return outcome, sent.request.headers.call_id, sent.request.headers.cseq.number
 
     # --- inside
 

@@ -9,7 +9,7 @@ can check (who signed, for whom) and cannot open.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from mcptt_sip.body import Part, build_multipart
 from mcptt_sip.errors import SipError
@@ -501,29 +501,29 @@ class ControllingFunction:
     def release_all(self, why: str, now: float) -> None:
         """The server goes down: every call ends, and everybody is told."""
         for call in list(self.calls.values()):
-            self._let_initiator_go(call, 503, why, now)
+            call.let_initiator_go(503, why, now)
             self._close(call, why, now)
 
-    def _let_initiator_go(self, call: GroupCall, status: int, why: str, now: float) -> None:
-        initiator = call.legs.get(call.initiator)
-        if initiator is not None and initiator.in_media:
-            initiator.hang_up(now, why)
-        elif initiator is not None:
-            del call.legs[call.initiator]
-            initiator.session.reject(status, now=now)
-
-    def policy_changed(self, now: float) -> None:
-        """Whoever is no user any more is in no call, either: neither as a member, nor invited, nor as its initiator,
-        whose call ends. A right that somebody has lost is asked for when he uses it."""
+    def policy_changed(self, users: Collection[str], now: float) -> None:
+        """Whoever is not among these users any more is in no call: neither as a member, nor invited, nor as its
+        initiator, whose call ends. A right that somebody has lost is asked for when he uses it."""
         for call in list(self.calls.values()):
-            for user in [user for user in (*call.legs, *call.forks) if self.profile(user) is None]:
-                log.info("group=%s user=%s dismissed: no user any more", call.group, user)
-                call.former -= {user}
-                call.lost -= {user}
-                if user == call.initiator:
-                    self._let_initiator_go(call, 403, "no user any more", now)
-                call.machine.dismissed(user, now)
-            self._carry_out(call, now)
+            try:
+                self._dismiss(call, users, now)
+            except Exception:  # as for `handle_timer`
+                log.exception("group=%s is given up", call.group)
+                self._close(call, "internal error", now)
+
+    def _dismiss(self, call: GroupCall, users: Collection[str], now: float) -> None:
+        call.former = {user for user in call.former if user in users}
+        call.lost = {user for user in call.lost if user in users}
+        gone = [user for user in dict.fromkeys((call.initiator, *call.legs, *call.forks)) if user not in users]
+        for user in gone:
+            log.info("group=%s user=%s dismissed: no user any more", call.group, user)
+            if user == call.initiator:
+                call.let_initiator_go(403, "no user any more", now)
+            call.machine.dismissed(user, now)
+        self._carry_out(call, now)
 
     # --- time -------------------------------------------------------------------------------------------
 

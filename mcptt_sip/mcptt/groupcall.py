@@ -101,8 +101,8 @@ class Leg:
 
     def leave_media(self) -> None:
         if self.in_media:
+            self.in_media = False  # first: it is not tried twice, whatever is wrong
             self.call.media.remove_leg(self.user)
-            self.in_media = False
 
     def hang_up(self, now: float, why: str) -> None:
         """Out of the call; `why` is for the user."""
@@ -227,6 +227,17 @@ class GroupCall:
     def directs(self, user: str) -> bool:
         director = self.director
         return director is not None and director.user == user
+
+    def let_initiator_go(self, status: int, why: str, now: float) -> None:
+        """Ends his leg, whether he has his answer yet or not."""
+        initiator = self.legs.get(self.initiator)
+        if initiator is not None and initiator.in_media:
+            initiator.hang_up(now, why)
+        elif initiator is not None:
+            del self.legs[self.initiator]
+            initiator.session.context = None
+            if not initiator.session.ended:  # his CANCEL may be on record already
+                initiator.session.reject(status, now=now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ call, is taken as well.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from mcptt_sip.body import Part, build_multipart
@@ -290,12 +290,11 @@ class PrivateCallFunction:
         for call in list(self.calls):
             self._release(call, 503, now)
 
-    def policy_changed(self, now: float) -> None:
-        """Whoever is no user any more is in no call, either."""
-        profiles = self._policy().profiles
+    def policy_changed(self, users: Collection[str], now: float) -> None:
+        """Whoever is not among these users any more is in no call."""
         for call in list(self.calls):
             legs = [call.caller, *([call.called] if call.called is not None else call.ringing)]
-            if any(leg.user not in profiles for leg in legs):
+            if any(leg.user not in users for leg in legs):
                 self._release(call, 403, now)
 
     def _release(self, call: PrivateCallState, status: int, now: float, headers: HeaderItems = ()) -> None:

@@ -326,7 +326,7 @@ class TemporaryGroupCall:
         if user == self.initiator:
             self.initiator_left(release=True, now=now)
         else:
-            self._on_member(OnMember.REMOVED, user, now, _Outcome(status=487))
+            self._on_member(OnMember.REMOVED, user, now, _Outcome(status=404, warning=warning_text(141)))
 
     def initiator_cancelled(self, now: float) -> None:
         """CANCEL. One that crossed the 200 ends the call as well: the initiator is not in it."""

@@ -256,10 +256,10 @@ class McpttServer:
             raise
         return opened
 
-    def policy_changed(self) -> None:
-        """What `policy` gives is another one now: whoever is no user any more leaves his calls."""
+    def policy_changed(self, users: Collection[str]) -> None:
+        """There is another policy, with these users: whoever is none any more leaves his calls."""
         try:
-            self.service.policy_changed(self.stack_time())
+            self.service.policy_changed(users, self.stack_time())
             self._agent.transmit()
         finally:
             self._rearm()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from mcptt_sip.errors import ParseError, SipError
 from mcptt_sip.incoming import RequestReceived, ServerRequest
@@ -145,10 +145,10 @@ class McpttService:
         self.controlling.handle_timer(now)
         self.private.handle_timer(now)
 
-    def policy_changed(self, now: float) -> None:
-        """There is another policy: whoever is no user any more leaves his calls."""
-        self.controlling.policy_changed(now)
-        self.private.policy_changed(now)
+    def policy_changed(self, users: Collection[str], now: float) -> None:
+        """There is another policy, with these users: whoever is none any more leaves his calls."""
+        self.controlling.policy_changed(users, now)
+        self.private.policy_changed(users, now)
 
     def _invited(self, session: InviteSession, now: float) -> None:
         known = self.participating.authenticate(session.request, now)

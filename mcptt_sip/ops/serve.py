@@ -7,7 +7,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -134,17 +134,28 @@ class PolicyFile:
         return self._policy
 
 
-#: seconds until a changed policy is noticed when nothing asks for it: whoever was taken out leaves his calls then
+#: seconds between two looks at the policy file when nothing asks for it
 POLICY_INTERVAL = 2.0
 
 
-async def _follow(policy: PolicyFile, server: McpttServer) -> None:
-    known = policy()
+async def follow_policy(policy: Callable[[], Policy], server: McpttServer) -> None:
+    """Tells the server of a policy that has stood for two looks: of a file that is just being written some users may
+    be missing. One without any user is no reason to end every call."""
+    told = seen = policy()
     while True:
         await asyncio.sleep(POLICY_INTERVAL)
-        if (read := policy()) is not known:
-            known = read
-            server.policy_changed()
+        read, before = policy(), seen
+        seen = read
+        if read is not before or read is told:
+            continue
+        told = read
+        if not read.profiles:
+            log.error("the policy has no users; nobody is taken out of his calls for that")
+            continue
+        try:
+            server.policy_changed(read.profiles.keys())
+        except Exception:  # the next change is followed all the same
+            log.exception("the policy could not be followed")
 
 
 #: the server that the program runs; a scenario may put a hostile one here
@@ -198,7 +209,7 @@ async def _serve(
     calm_collector()
     named = {transport: f"{transport}:{host}:{port}" for transport, host, port in opened}
     emit("ready", identity=options.identity, addresses=[[host, port] for _, host, port in opened], **named)
-    following = asyncio.ensure_future(_follow(policy, server))
+    following = asyncio.ensure_future(follow_policy(policy, server))
     await stop.asked.wait()
     following.cancel()
     await server.aclose()

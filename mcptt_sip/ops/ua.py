@@ -266,16 +266,15 @@ class Telephone:
                 details = {"contact": registration.contact, "expires": registration.expires}
                 self.tell("registered", aor=registration.aor, **details)
             else:
-                status, reason = None, str(registration.failure)
-                if response is not None:
-                    status, reason = response.status, f"{response.status} {response.reason}"
+                failure = registration.failure
+                status = None if response is None or failure is None else response.status
                 event = "unregistered" if was else "registration-failed"
-                self.tell(event, aor=registration.aor, status=status, reason=reason)
+                self.tell(event, aor=registration.aor, status=status, reason=failure and str(failure))
             was = registered
 
         registration.on_change = changed
-        failure = registration.failure
-        changed(registration.registered, failure.response if isinstance(failure, RegistrationFailed) else None)
+        first = registration.failure
+        changed(registration.registered, first.response if isinstance(first, RegistrationFailed) else None)
 
     # --- commands
 

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
 from mcptt_sip.mcptt.policy import Policy
+from mcptt_sip.ops import serve
 from mcptt_sip.ops.admin import AdminError, PolicyDocument
 from mcptt_sip.ops.cli import app
 from mcptt_sip.ops.serve import PolicyFile, controlling_settings
@@ -240,6 +244,48 @@ def test_a_link_to_the_policy_stays_one(policy: Path, tmp_path: Path) -> None:
     link.symlink_to(policy)
     assert admin(link, "user", "set", ALICE, "allow-regroup=false").exit_code == 0
     assert link.is_symlink() and not Policy.parse(policy.read_text()).profiles[ALICE].allow_regroup
+
+
+async def test_a_server_is_told_who_was_taken_out_once_that_stands(
+    policy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is just being written is no reason to end calls; nor is one without users."""
+    looks: asyncio.Queue[None] = asyncio.Queue()
+    looked = asyncio.Event()
+
+    async def look(_seconds: float) -> None:
+        looked.set()
+        await looks.get()
+
+    async def next_look() -> None:
+        looked.clear()
+        looks.put_nowait(None)
+        await looked.wait()
+
+    class Server:
+        told: ClassVar[list[list[str]]] = []
+
+        def policy_changed(self, users: Collection[str]) -> None:
+            self.told.append(sorted(users))
+            if len(self.told) == 1:
+                raise RuntimeError("a fault of the server")
+
+    monkeypatch.setattr(serve.asyncio, "sleep", look)
+    following = asyncio.ensure_future(serve.follow_policy(PolicyFile(policy), Server()))  # type: ignore[arg-type]
+    await looked.wait()
+    for text, told in (
+        (TEXT, []),
+        (TEXT.partition("[user")[0], []), (TEXT, []),  # half written, and whole again
+        (TEXT.partition(f'[user."{BOB}')[0], []), (None, [[ALICE]]), (None, [[ALICE]]),  # Bob is taken out
+        ("", [[ALICE]]), (None, [[ALICE]]),  # nobody left: a mishap
+        (TEXT, [[ALICE]]), (None, [[ALICE], [ALICE, BOB]]),
+    ):  # fmt: skip
+        if text is not None:
+            policy.write_text(text)
+        await next_look()
+        assert Server.told == told
+    assert "no users" in caplog.text and "a fault of the server" in caplog.text
+    following.cancel()
 
 
 def test_a_policy_that_could_not_be_read_is_read_again(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

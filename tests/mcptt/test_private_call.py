@@ -140,10 +140,10 @@ async def test_who_is_no_user_any_more_is_in_no_private_call(name: str) -> None:
         others = await _carol.client.private_call(uri("dave"))
         await asyncio.wait_for(ours.get(), PATIENCE)
         private = here.server.service.private
-        here.server.policy_changed()
+        users = set(private._policy().profiles)
+        here.server.policy_changed(users)
         assert len(private.calls) == 2, "nobody was taken out"
-        del private._policy().profiles[uri(name)]
-        here.server.policy_changed()
+        here.server.policy_changed(users - {uri(name)})
         assert [call.caller.user for call in private.calls] == [uri("carol")]
         await asyncio.wait_for(asyncio.gather(mine.ended.wait(), theirs.ended.wait()), PATIENCE)
         assert not others.ended.is_set()

@@ -81,7 +81,7 @@ def dismiss(exchange: Exchange, name: str) -> None:
     profiles = dict(exchange.policy.profiles)
     del profiles[uri(name)]
     exchange.policy = Policy(profiles)
-    exchange.server.policy_changed(exchange.now)
+    exchange.server.policy_changed(profiles, exchange.now)
     exchange.run(GIVE_UP)
 
 
@@ -94,7 +94,7 @@ def test_who_is_no_user_any_more_leaves_his_call_and_the_others_stay() -> None:
     assert bob.told(Ended) and not carol.told(Ended) and not session.ended
     assert exchange.call.machine.connected == (uri("carol"),) and uri("bob") not in exchange.plane.opened[0].legs
     dismiss(exchange, "dave")
-    assert dave.told(Cancelled) and exchange.phones[0].fragments(refer)[-1].status == 487
+    assert dave.told(Cancelled) and exchange.phones[0].fragments(refer)[-1].status == 404
     again = exchange.phones[0].refer(session, "bob")
     exchange.run()
     assert exchange.phones[0].answer_to(again).status in (403, 404)
@@ -116,6 +116,48 @@ def test_the_call_of_an_initiator_who_is_no_user_any_more_ends(answered: bool) -
     dismiss(exchange, "alice")
     assert session.ended and bob.told(Ended if answered else Cancelled) and clean(exchange)
     assert answered or alice.answer_to(session).status == 403
+
+
+def test_the_call_of_an_absent_initiator_who_is_no_user_any_more_ends() -> None:
+    exchange, (alice, bob, carol), _ = talking("bob", "carol", regroup=RegroupSettings(keep_without_initiator=True))
+    exchange.hang_up_flow(alice)
+    exchange.run()
+    assert exchange.calls and not bob.told(Ended)
+    dismiss(exchange, "alice")
+    assert bob.told(Ended) and carol.told(Ended) and clean(exchange)
+
+
+def test_who_left_and_is_no_user_any_more_is_no_former_member() -> None:
+    exchange, (_alice, bob, _carol), _ = talking("bob", "carol")
+    bob.invitations[0].bye(exchange.now)
+    exchange.run()
+    assert uri("bob") in exchange.call.former
+    dismiss(exchange, "bob")
+    assert uri("bob") not in exchange.call.former
+
+
+def test_the_only_invited_user_is_no_user_any_more() -> None:
+    exchange = Exchange()
+    alice = exchange.phone("alice")
+    exchange.phone("bob", script="ring")
+    session = alice.call("bob")
+    exchange.run()
+    dismiss(exchange, "bob")
+    assert alice.answer_to(session).status == 404 and clean(exchange)
+
+
+def test_a_call_in_which_something_is_wrong_keeps_nobody_in_another() -> None:
+    exchange, _, _ = talking("bob")
+    carol, dave, _erin = exchange.phones_of("carol", "dave", "erin")
+    session = carol.call("dave")
+    exchange.run()
+    carol.refer(session, "erin")
+    exchange.run()
+    del exchange.plane.opened[0].legs[uri("bob")]  # the media plane will not find him
+    users = set(exchange.policy.profiles) - {uri("bob"), uri("dave")}
+    exchange.server.policy_changed(users, exchange.now)
+    exchange.run(GIVE_UP)
+    assert dave.told(Ended) and [call.initiator for call in exchange.calls.values()] == [uri("carol")]
 
 
 def test_a_member_who_leaves_loses_his_affiliation_and_his_place_on_the_relay() -> None:

@@ -348,11 +348,22 @@ def test_a_change_of_one_message_changes_no_other_that_was_made_from_it() -> Non
             ]  # fmt: skip
 
 
+@pytest.mark.parametrize("later", ["b", "c"])
+def test_a_header_that_is_set_stands_once_also_when_a_later_line_says_the_same(later: str) -> None:
+    headers = Headers([("X", "a"), ("Y", "y"), ("X", "b"), ("X", later), ("Z", "z")])
+    headers.set("X", "b")
+    assert list(headers) == [("X", "b"), ("Y", "y"), ("Z", "z")] and headers.get("x") == "b"
+    lengths = Headers([("Content-Length", "3")] * 2)
+    assert lengths.encode("x", b"abc").count(b"Content-Length: 3") == 1
+
+
 def test_a_line_that_comes_again_is_read_once_and_nobody_changes_what_was_read() -> None:
     text = "Via: SIP/2.0/UDP a\r\nFrom: <sip:a@b>;tag=1\r\nContact: <sip:a@a>, <sip:a@b>"
     (one, _), (other, _) = Headers.scan(text, 100), Headers.scan(text, 100)
     assert one.from_ is other.from_
     one.contact.clear()
+    with pytest.raises(AttributeError):
+        one.from_.tag = "2"  # type: ignore[misc]
     assert [str(v) for v in one.contact] == [str(v) for v in other.contact] == ["<sip:a@a>", "<sip:a@b>"]
     for _ in range(2):
         wrong, fault = Headers.scan("Via: SIP/2.0/UDP a\r\nFrom: <sip:a@b\r\nTo <sip:b@b>", 100)
