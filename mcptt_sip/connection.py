@@ -75,8 +75,6 @@ class Connection(Protocol):
     name: str | None
     outgoing: bool
     last_heard: float
-    #: the peer, or this side by means of its own, keeps the connection alive: silence means something
-    pinged: bool
 
     @property
     def closing(self) -> bool:
@@ -94,6 +92,11 @@ class Connection(Protocol):
 
     def ping(self) -> None:
         """Keep it alive."""
+        ...
+
+    def patience(self, usual: float) -> float | None:
+        """How long its silence means nothing, in seconds, where `usual` is some times our own interval of pings;
+        ``None``: it may be silent as long as it likes."""
         ...
 
     def pause(self, seconds: float) -> None:
@@ -130,7 +133,8 @@ class StreamConnection(asyncio.Protocol):
         self.framer = MessageFramer(owner.limits)
         self.socket: asyncio.Transport | None = None
         self.last_heard = 0.0
-        self.pinged = False
+        self._awaits_pong = self._answers = False
+        self._pinged_at = self._ping_interval = 0.0  # of the peer: its last ping, and how long after the one before
         self._lingering = False  # framing is lost: nothing is read any more
         self._choked = False  # the peer does not read
         self._items: deque[bytes | KeepAlive | ParseError] = deque()
@@ -155,6 +159,10 @@ class StreamConnection(asyncio.Protocol):
         if self._lingering:
             return
         self.last_heard = self._owner.loop.time()
+        if self._awaits_pong and not self.framer.pending and data.startswith(PONG) and not data.startswith(PING):
+            # the framer would wait for the other half of a ping
+            self._awaits_pong, self._answers = False, True
+            data = data[len(PONG) :]
         self._items.extend(self.framer.receive(data))
         if not self._taking:
             self._take()
@@ -174,7 +182,8 @@ class StreamConnection(asyncio.Protocol):
                     break
                 if isinstance(item, KeepAlive):
                     if item is KeepAlive.PING:
-                        self.pinged = True
+                        self._ping_interval = self.last_heard - self._pinged_at if self._pinged_at else 0.0
+                        self._pinged_at = self.last_heard
                         self.socket.write(PONG)
                 else:
                     self._owner.message(item, self)
@@ -215,7 +224,15 @@ class StreamConnection(asyncio.Protocol):
         self.socket.write(messages[0] if len(messages) == 1 else b"".join(messages))
 
     def ping(self) -> None:
+        self._awaits_pong = True
         self.write(PING)
+
+    def patience(self, usual: float) -> float | None:
+        """A peer who has never answered a ping need not (RFC 5626 4.4: keep-alives are agreed upon, or they are just
+        noise); one who pings by himself does so in his own time."""
+        if self.outgoing and self._answers:
+            return usual
+        return max(usual, 3.5 * self._ping_interval) if self._ping_interval else None
 
     def pause(self, seconds: float) -> None:
         self._paused_until = self._owner.loop.time() + seconds

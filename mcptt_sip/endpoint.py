@@ -139,9 +139,9 @@ class SipEndpoint:
         flow, _, _ = await self._reach(SipUri.parse(uri), large=False, avoid=frozenset())
         return flow
 
-    def keep(self, flow: Flow) -> None:
-        """Pings a datagram flow from now on; connections that this side opened are pinged anyway."""
-        self._transport.keep(flow)
+    def keep(self, flow: Flow, *, stun: bool = True) -> None:
+        """See `Transport.keep`."""
+        self._transport.keep(flow, stun=stun)
 
     async def close(self) -> None:
         """Sends what is still to be sent, then lets go of every socket. Transactions under way are dropped."""

@@ -47,8 +47,8 @@ class RegistrationHost(Protocol):
         """The Contact that leads here over `flow`."""
         ...
 
-    def keep(self, flow: Flow) -> None:
-        """Keeps `flow` alive."""
+    def keep(self, flow: Flow, *, stun: bool) -> None:
+        """Keeps `flow` alive: by STUN where the peer has agreed to that."""
         ...
 
     async def register_once(
@@ -162,8 +162,7 @@ class Registration:
         self._flow = flow
         self.contact = str(contact.uri)
         self._read(response, expires)
-        if response.headers.requires("outbound") or not flow.reliable:
-            self._host.keep(flow)
+        self._host.keep(flow, stun=response.headers.requires("outbound"))
         self._told(expires > 0, response)
 
     def _read(self, response: Response, asked: int) -> None:

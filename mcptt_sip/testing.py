@@ -225,7 +225,7 @@ class _MemoryTransport:
         elif octets.strip(b"\r\n"):
             self._receiver.received(octets, flow)
 
-    def keep(self, flow: Flow) -> None:
+    def keep(self, flow: Flow, *, stun: bool = True) -> None:
         pass
 
     def drop(self, flow: Flow) -> None:

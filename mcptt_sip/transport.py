@@ -166,7 +166,8 @@ class Transport:
         self._per_source: Counter[str] = Counter()
         self._allowance: OrderedDict[str, tuple[float, float]] = OrderedDict()  # source: (tokens, when counted)
         self._sources: OrderedDict[str, str] = OrderedDict()  # our address towards each peer
-        self._kept: dict[Flow, list[tuple[bytes, float]]] = {}
+        #: STUN pings that were not answered yet on each datagram flow that is kept; ``None``: it is kept without
+        self._kept: dict[Flow, list[tuple[bytes, float]] | None] = {}
         self._numbers = itertools.count(1)
         self._ticker: asyncio.TimerHandle | None = None
         self._closed = False
@@ -373,10 +374,14 @@ class Transport:
 
     # --- keeping alive --------------------------------------------------------------------------------
 
-    def keep(self, flow: Flow) -> None:
-        """From now on this side pings `flow` (RFC 5626 4.4), and three unanswered pings end it."""
+    def keep(self, flow: Flow, *, stun: bool = True) -> None:
+        """From now on this side pings `flow`, a datagram flow: by STUN, and three unanswered pings end it (RFC 5626
+        4.4.2); or, where the peer has not said that he knows STUN, by empty lines that nobody answers, for the NATs on
+        the way. Connections that this side opened are pinged anyway."""
         if flow.transport == "udp":
-            self._kept.setdefault(flow, [])
+            if stun and self._kept.get(flow) is None:
+                self._kept[flow] = []
+            self._kept.setdefault(flow, None)
         self._tick()
 
     def drop(self, flow: Flow) -> None:
@@ -393,13 +398,16 @@ class Transport:
         patience = self.settings.keep_alive * (self.settings.keep_alive_misses + 0.5)
         for flow, connection in list(self._connections.items()):
             silent = now - connection.last_heard
-            watched = (connection.outgoing or connection.pinged) and flow.transport not in ("ws", "wss")
-            if silent > (patience if watched else self.settings.idle_timeout):
+            allowed = connection.patience(patience)
+            if silent > (self.settings.idle_timeout if allowed is None else allowed):
                 log.info("flow=%s silent for %.1f s: closed", flow, silent)
                 connection.abort()
             elif connection.outgoing and not connection.closing:
                 connection.ping()
         for flow, pings in list(self._kept.items()):
+            if pings is None:
+                self.send(PING, flow)
+                continue
             if len(pings) >= self.settings.keep_alive_misses:
                 log.info("flow=%s: %d pings unanswered", flow, len(pings))
                 del self._kept[flow]

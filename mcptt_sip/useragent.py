@@ -365,9 +365,9 @@ class UserAgent:
         """See `mcptt_sip.registration.RegistrationHost`."""
         return self.stack.contact(flow)
 
-    def keep(self, flow: Flow) -> None:
+    def keep(self, flow: Flow, *, stun: bool) -> None:
         """See `mcptt_sip.registration.RegistrationHost`."""
-        self.endpoint.keep(flow)
+        self.endpoint.keep(flow, stun=stun)
 
     async def register_once(
         self, registrar: str, aor: str, headers: HeaderItems, flow: Flow, call_id: str | None, cseq: int

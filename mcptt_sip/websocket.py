@@ -43,7 +43,6 @@ class WebSocketConnection:
         self.outgoing = outgoing
         self.name = name
         self.last_heard = owner.loop.time()
-        self.pinged = False
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._wake = asyncio.Event()
@@ -66,6 +65,9 @@ class WebSocketConnection:
 
     def ping(self) -> None:
         pass  # aiohttp's heartbeat does
+
+    def patience(self, usual: float) -> float | None:
+        return None  # and ends the connection when it is not answered
 
     def pause(self, seconds: float) -> None:
         self._paused_until = self._owner.loop.time() + seconds
@@ -161,13 +163,16 @@ class WebSocketServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         from aiohttp import web
 
-        offered = {word.strip() for word in request.headers.get("Sec-WebSocket-Protocol", "").split(",")}
+        protocols = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ()))  # RFC 6455 11.3.4: in several lines
+        offered = {word.strip() for word in protocols.split(",")}
         limits = self._owner.limits
         response = web.WebSocketResponse(
             protocols=(SUBPROTOCOL,), max_msg_size=limits.head + limits.body, heartbeat=self._heartbeat or None
         )
-        if not response.can_prepare(request):
-            return web.Response(status=426, headers={"Upgrade": "websocket"}, text="SIP over WebSocket (RFC 7118)\n")
+        version = request.headers.get("Sec-WebSocket-Version", "")
+        if not response.can_prepare(request) or request.method != "GET" or version.strip() != "13":
+            headers = {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}  # RFC 6455 4.4
+            return web.Response(status=426, headers=headers, text="SIP over WebSocket (RFC 7118)\n")
         if SUBPROTOCOL not in offered:
             return web.Response(status=400, text="the subprotocol is sip (RFC 7118 4.1)\n")
         if self._origins and request.headers.get("Origin", "") not in self._origins:
