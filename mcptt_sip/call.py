@@ -12,8 +12,8 @@ import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
-from mcptt_sip.body import parse_multipart
-from mcptt_sip.callmedia import CallMedia
+from mcptt_sip.callbody import SDP, Body, described, fragment_status, session_description, warning
+from mcptt_sip.callmedia import CallMedia, check_digits
 from mcptt_sip.errors import CallFailed, LocalProtocolError, ParseError, RequestTimeout, Unreachable
 from mcptt_sip.field_lines import HeaderItems
 from mcptt_sip.flow import Flow
@@ -24,17 +24,14 @@ from mcptt_sip.message import Request, Response
 from mcptt_sip.offeranswer import NotAcceptable
 from mcptt_sip.outgoing import Cause, ClientRequest
 from mcptt_sip.session import InviteSession, SessionState
-from mcptt_sip.session_events import Answered, Ended, Progressed, Refused
+from mcptt_sip.session_events import Answered, Ended, Progressed, Refreshed, Refused
 
 __all__ = ["Call", "Host", "Waiter", "fragment_status", "session_description"]
 
 log = logging.getLogger(__name__)
 
-SDP = "application/sdp"
 #: early dialogs of one call whose answers are kept
 _MAX_ANSWERS = 64
-Body = tuple[str, bytes]
-_status_line = re.compile(rb"SIP/2\.0 ([1-6][0-9]{2})(?: |\r|\n|$)").match
 
 
 class Host(Protocol):
@@ -78,35 +75,6 @@ class Waiter:
             self.done.set_exception(error)
 
 
-def session_description(message: Request | Response) -> bytes | None:
-    """The SDP in a body, inside a multipart if it stands there (RFC 5621); ``None`` without one."""
-    media = message.headers.content_type
-    if not message.body or media is None:
-        return None
-    if media.full == SDP:
-        return message.body
-    if media.full.startswith("multipart/"):
-        for part in parse_multipart(str(media), message.body):
-            if part.type == SDP:
-                return part.decoded()
-    return None
-
-
-def _described(message: Request | Response) -> bytes | None:
-    """The same of a message that nobody answers: from a body that cannot be read, what nobody accepts."""
-    try:
-        return session_description(message)
-    except ParseError as error:
-        log.info("call-id=%s body: %s", message.headers.call_id, error)
-        return b""
-
-
-def fragment_status(body: bytes) -> int | None:
-    """The status in a message/sipfrag (RFC 3515 2.4.5); ``None`` when there is none."""
-    match = _status_line(body)
-    return None if match is None else int(match[1])
-
-
 class Call:
     """One call, made or received.
 
@@ -141,6 +109,8 @@ class Call:
         self._offer_due = False  # our offer is in a 2xx, or a reliable 1xx; its answer comes with the ACK, or PRACK
         self._offered_early = False
         self._changing = asyncio.Lock()
+        self._acknowledged = asyncio.Event()  # cleared while a 2xx of ours awaits its ACK
+        self._acknowledged.set()
         self._held = False
         session.context = self
 
@@ -223,12 +193,13 @@ class Call:
             try:
                 body = await self._answer_body()
             except NotAcceptable as error:
-                await self.reject(488, headers=[_warning(305, error.reason)])
+                await self.reject(488, headers=[warning(305, error.reason)])
                 raise
         self._check_not_over()
         self._body = body or self._body
         kind, octets = body or (None, b"")
         self.session.accept(headers=headers, body=octets, content_type=kind, now=self._host.now())
+        self._acknowledged.clear()
         self._host.transmit()
 
     async def reject(self, status: int = 486, reason: str | None = None, *, headers: HeaderItems = ()) -> None:
@@ -299,8 +270,8 @@ class Call:
             negotiation = self.media.negotiation
             before, negotiation.wanted = negotiation.wanted, direction
             try:
-                response = await self.reinvite((SDP, negotiation.offer()))
-                description = _described(response)
+                response = await self.reinvite((SDP, negotiation.offer()), renew=lambda: (SDP, negotiation.offer()))
+                description = described(response)
                 if description is None:
                     raise CallFailed("a 2xx without an answer", response)
                 negotiation.accept(description)
@@ -309,12 +280,16 @@ class Call:
                 raise
             self.media.apply()
 
-    async def reinvite(self, body: Body | None = None, *, headers: HeaderItems = ()) -> Response:
-        """An INVITE in the call; its 2xx. Raises `CallFailed`, and the call goes on as it was."""
+    async def reinvite(
+        self, body: Body | None = None, *, headers: HeaderItems = (), renew: Callable[[], Body] | None = None
+    ) -> Response:
+        """An INVITE in the call; its 2xx. Raises `CallFailed`, and the call goes on as it was. It waits for the ACK of
+        the peer's own change (RFC 3261 14.1); `renew` as for `InviteSession.reinvite`."""
         waiter = Waiter()
         kind, octets = body or (None, b"")
+        await self._acknowledged.wait()
         self.session.reinvite(
-            headers=headers, body=octets, content_type=kind, now=self._host.now(), context=waiter
+            headers=headers, body=octets, content_type=kind, now=self._host.now(), context=waiter, renew=renew
         )
         self._host.transmit()
         response = await waiter.done
@@ -336,6 +311,7 @@ class Call:
     async def send_digits(self, digits: str) -> None:
         """Telephone events in the audio (RFC 4733), or, to a peer that takes none, INFO of dtmf-relay."""
         agreed = None if self.media is None else self.media.negotiation.agreed
+        check_digits(digits)
         if self.media is not None and agreed is not None and agreed.event_send is not None:
             await self.media.send_digits(digits)
             return
@@ -429,21 +405,21 @@ class Call:
     def _take_answer_of(self, response: Response) -> bool:
         """The answer of the callee who sent this: his first description, whatever others say (RFC 3261 13.2.1)."""
         tag = response.headers.to.tag
-        first = self._answers.get(tag) or _described(response)
+        first = self._answers.get(tag) or described(response)
         if first is None:
             return False
         if tag not in self._answers or self._answered_by != tag:
-            if not self._take_answer(first):
+            if not self._take_answer(first, first=True):
                 return False
             if len(self._answers) < _MAX_ANSWERS:
                 self._answers[tag] = first
             self._answered_by = tag
         return True
 
-    def _take_answer(self, description: bytes) -> bool:
+    def _take_answer(self, description: bytes, *, first: bool = False) -> bool:
         assert self.media is not None
         try:
-            self.media.negotiation.accept(description)
+            self.media.negotiation.accept(description, first=first)
         except NotAcceptable as error:
             log.info("call-id=%s answer not accepted: %s", self.id, error)
             return False
@@ -454,10 +430,14 @@ class Call:
         """Our INVITE has no offer: the peer's comes in its 2xx or a reliable 1xx, and our answer with ACK or PRACK."""
         self.media = media
 
+        through: set[str | None] = set()  # in whose dialogs the offer of a reliable 1xx was answered
+
         def answer(response: Response) -> Body | None:
-            offer = _described(response)
-            if offer is None:
+            offer, tag = described(response), response.headers.to.tag
+            if offer is None or tag in through:
                 return None
+            if len(through) < _MAX_ANSWERS:
+                through.add(tag)
             try:
                 made = media.negotiation.answer(offer)
             except NotAcceptable as error:
@@ -489,9 +469,10 @@ class Call:
 
     def was_confirmed(self, request: Request) -> None:
         """An ACK arrived: of the call, or of a re-INVITE."""
+        self._acknowledged.set()
         if self._offer_due and self.media is not None:
             self._offer_due = False
-            description = _described(request)
+            description = described(request)
             if description is None or not self._take_answer(description):
                 self._give_up("the ACK brought no answer that can be done here", None)
                 return
@@ -500,11 +481,25 @@ class Call:
 
     def was_acknowledged(self, request: Request) -> None:
         """A PRACK arrived; when our offer was in the provisional response, it brings the answer."""
-        description = _described(request)
+        description = described(request)
         if self._offer_due and self.media is not None and description is not None:
             self._offer_due = False
             if not self._take_answer(description):
                 self._give_up("the PRACK brought no answer that can be done here", None)
+
+    def was_refreshed(self, event: Refreshed) -> None:
+        """The session refreshed itself by repeating our description: the answer holds like any other (RFC 3264 8)."""
+        description = described(event.response)
+        if self.media is None or description is None:
+            return
+        try:
+            self.media.negotiation.offer_again(event.offer)
+            self.media.negotiation.accept(description)
+        except NotAcceptable as error:
+            log.info("call-id=%s answer to a refresh not accepted: %s", self.id, error)
+            return
+        self.media.apply()
+        self._tell_hold()
 
     def was_ended(self, event: Ended) -> None:
         """BYE, or worse."""
@@ -524,6 +519,7 @@ class Call:
         if self.media is not None:
             self.media.close()
         log.info("call-id=%s ended: %s", self.id, cause.value)
+        self._acknowledged.set()
         self.ended.set()
 
     def release(self) -> None:
@@ -566,11 +562,13 @@ class Call:
                     body = SDP, self.media.negotiation.answer(offer)
                     self.media.apply()
             except (NotAcceptable, ParseError) as error:
-                incoming.respond(488, headers=[_warning(305, error.reason)], now=now)
+                incoming.respond(488, headers=[warning(305, error.reason)], now=now)
                 return
             self._tell_hold()
         kind, octets = body or (None, b"")
         incoming.respond(200, body=octets, content_type=kind, now=now)
+        if incoming.method == "INVITE":
+            self._acknowledged.clear()
 
     def _tell_hold(self) -> None:
         held = self.media is not None and self.media.negotiation.held_by_peer
@@ -593,8 +591,3 @@ class Call:
             incoming.respond(415, headers=[("Accept", "application/dtmf-relay")], now=now)
             return
         incoming.respond(200, now=now)
-
-
-def _warning(code: int, text: str) -> tuple[str, str]:
-    cleaned = text.replace("\\", "").replace('"', "'").encode("ascii", "replace").decode()
-    return "Warning", f'{code} localhost "{cleaned}"'

@@ -19,6 +19,7 @@ import heapq
 import logging
 import random
 import secrets
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -29,19 +30,26 @@ from typing import Any
 from mcptt_sip.callcodec import Decoder, decoder, encoder
 from mcptt_sip.callreports import CallReports, PeerReport
 from mcptt_sip.offeranswer import CODECS, Codec, Crypto, OfferAnswer
+from mcptt_sip.uri import is_address
 from media.capture import FileFrames
 from media.codec import FRAME_SECONDS, RATE, WavTimeline
 from media.errors import CodecError, RtpError
 from media.rtp import RtpPacket
 from media.udp import Address, Datagrams, open_adjacent
 
-__all__ = ["CallMedia", "CallMediaSettings"]
+__all__ = ["CallMedia", "CallMediaSettings", "check_digits"]
 
 log = logging.getLogger(__name__)
 
 _DIGITS = "0123456789*#ABCD"
 #: seconds that a recorded packet's timestamp may be ahead of the clock
 _AHEAD = 5.0
+
+
+def check_digits(digits: str) -> None:
+    """ValueError for what no telephone has."""
+    if any(digit not in _DIGITS for digit in digits.upper()):
+        raise ValueError(f"{digits!r} holds something else than 0-9, *, #, A-D")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +79,16 @@ class CallMedia:
     """
 
     def __init__(
-        self, socket: Datagrams, control: Datagrams, settings: CallMediaSettings, token: Callable[[], bytes]
+        self, audio: Datagrams, control: Datagrams, settings: CallMediaSettings, token: Callable[[], bytes]
     ) -> None:
         self.settings = settings
         self.counters: Counter[str] = Counter()
         self.on_digit: Callable[[str], None] = lambda _digit: None
         self.closed = asyncio.Event()
-        self._socket, self._control = socket, control
+        self._socket, self._control = audio, control
         self._loop = asyncio.get_running_loop()
         self.negotiation = OfferAnswer(
-            *socket.address, codecs=settings.codecs, sdes=settings.sdes, token=token, rtcp_port=control.address[1]
+            *audio.address, codecs=settings.codecs, sdes=settings.sdes, token=token, rtcp_port=control.address[1]
         )
         self._ssrc = secrets.randbits(32)
         self._sequence = secrets.randbelow(1 << 15)
@@ -95,7 +103,12 @@ class CallMedia:
         self._talking, self._dialling = asyncio.Lock(), asyncio.Lock()
         self._reports = CallReports(self._ssrc, secrets.token_urlsafe(12), settings.report_interval, random.random)
         self._reporting: asyncio.TimerHandle | None = None
-        socket.on_datagram, control.on_datagram = self._received, self._heard
+        #: where the peer receives RTP and RTCP, as far as it is known: a description may have a name (RFC 4566 5.7)
+        self._remote: Address | None = None
+        self._remote_rtcp: Address | None = None
+        self._found: dict[str, str] = {}
+        self._looking: dict[str, asyncio.Task[None]] = {}
+        audio.on_datagram, control.on_datagram = self._received, self._heard
 
     @classmethod
     async def open(
@@ -119,11 +132,36 @@ class CallMedia:
     def apply(self) -> None:
         """What `negotiation` has agreed holds from now on. The keys' sessions go on unless a key has changed."""
         agreed = self.negotiation.agreed
+        self._locate()
         if agreed is not None:
             self._protect.use(agreed.local_key, outbound=True)
             self._unprotect.use(agreed.remote_key, outbound=False)
             if self._reporting is None and self.settings.report_interval and not self.closed.is_set():
                 self._reporting = self._loop.call_later(self._reports.wait(first=True), self._report)
+
+    def _locate(self) -> None:
+        agreed = self.negotiation.agreed
+        self._remote = None if agreed is None else self._numeric(agreed.remote)
+        self._remote_rtcp = None if agreed is None else self._numeric(agreed.remote_rtcp)
+
+    def _numeric(self, where: Address | None) -> Address | None:
+        """An address for packets; of a name, what the system has found, for which nothing else waits."""
+        if where is None or is_address(where[0]):
+            return where
+        host, port = where
+        if host not in self._found and host not in self._looking and not self.closed.is_set():
+            self._looking[host] = asyncio.ensure_future(self._look_up(host))
+        return (self._found[host], port) if host in self._found else None
+
+    async def _look_up(self, name: str) -> None:
+        family = socket.AF_INET6 if ":" in self.address[0] else socket.AF_INET
+        try:
+            found = await self._loop.getaddrinfo(name, None, family=family, type=socket.SOCK_DGRAM)
+        except (OSError, UnicodeError) as error:  # it stays looked up: no second time for the same call
+            log.info("the peer's media is at %r, which is nowhere: %s", name, error)
+            return
+        self._found[name] = str(found[0][4][0])
+        self._locate()
 
     # --- talking
 
@@ -166,8 +204,7 @@ class CallMedia:
 
     async def send_digits(self, digits: str) -> None:
         """Telephone events (RFC 4733 2.5): ``0-9 * # A-D``. ValueError for others, or when the peer takes none."""
-        if any(digit not in _DIGITS for digit in digits.upper()):
-            raise ValueError(f"{digits!r} holds something else than 0-9, *, #, A-D")
+        check_digits(digits)
         agreed = self.negotiation.agreed
         if agreed is None or agreed.event_send is None:
             raise ValueError("the peer takes no telephone events")
@@ -204,6 +241,8 @@ class CallMedia:
             self._reporting.cancel()
             if self.counters["reports"] and not self.closed.is_set():  # 6.3.7: who never reported says no goodbye
                 self._send_control(self._reports.farewell)
+        for task in self._looking.values():
+            task.cancel()
         self._socket.close()
         self._control.close()
         self.closed.set()
@@ -215,7 +254,7 @@ class CallMedia:
 
     def _send(self, payload: bytes, timestamp: int, *, marker: bool, payload_type: int | None = None) -> None:
         agreed = self.negotiation.agreed
-        if agreed is None or agreed.remote is None or not agreed.sends:
+        if agreed is None or self._remote is None or not agreed.sends:
             self.counters["held"] += 1
             return
         number = agreed.send if payload_type is None else payload_type
@@ -223,7 +262,7 @@ class CallMedia:
         self._sequence = self._sequence + 1 & 0xFFFF
         self.counters["sent"] += 1
         self._reports.sent(len(payload))
-        self._socket.send(self._protect.apply(packet), agreed.remote)
+        self._socket.send(self._protect.apply(packet), self._remote)
 
     def _report(self) -> None:
         """One RTCP report, and the time of the next."""
@@ -232,17 +271,17 @@ class CallMedia:
 
     def _send_control(self, make: Callable[[int, float, float], bytes]) -> None:
         agreed = self.negotiation.agreed
-        if agreed is None or agreed.remote_rtcp is None:
+        if agreed is None or self._remote_rtcp is None:
             return
         packet = make(self._now_as_timestamp(agreed.codec.clock), self._loop.time(), time.time())
         self.counters["reports"] += 1
-        socket = self._socket if agreed.rtcp_mux else self._control
-        socket.send(self._protect.apply(packet, control=True), agreed.remote_rtcp)
+        end = self._socket if agreed.rtcp_mux else self._control
+        end.send(self._protect.apply(packet, control=True), self._remote_rtcp)
 
     def _heard(self, octets: bytes, source: Address) -> None:
         """RTCP has come."""
         agreed = self.negotiation.agreed
-        if agreed is None or agreed.remote_rtcp is None or source[0] != agreed.remote_rtcp[0]:
+        if agreed is None or self._remote_rtcp is None or source[0] != self._remote_rtcp[0]:
             self.counters["foreign"] += 1
             return
         plain = self._unprotect.try_apply(octets, control=True)
@@ -258,7 +297,8 @@ class CallMedia:
 
     def _received(self, octets: bytes, source: Address) -> None:
         agreed = self.negotiation.agreed
-        if agreed is None or (agreed.remote is not None and source[0] != agreed.remote[0]):
+        # who holds in the old way has no address, and may send all the same
+        if agreed is None or (agreed.remote is not None and (self._remote is None or source[0] != self._remote[0])):
             self.counters["foreign"] += 1
             return
         if len(octets) > 1 and 192 <= octets[1] <= 223:  # RTCP on the same port (RFC 5761 4)

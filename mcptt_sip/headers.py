@@ -361,7 +361,8 @@ class SessionExpires:
         if match is None or seconds is None:
             raise ParseError("not a session interval")
         refresher = Params.parse(text, match.end()).get("refresher")
-        return cls(seconds, None if refresher is None else refresher.lower())
+        known = refresher is not None and refresher.lower() in ("uac", "uas")  # another word says nothing
+        return cls(seconds, refresher.lower() if refresher and known else None)
 
     def __str__(self) -> str:
         return f"{self.seconds}" + (f";refresher={self.refresher}" if self.refresher else "")

@@ -131,7 +131,8 @@ class ClientSession(InviteSession):
     def _redirected(self, response: Response) -> bool:
         """Whether there is another target to try (8.1.3.4, 16.7 step 4): the contacts of a 3xx by their q, then what
         is left of them after a failure; a 6xx speaks for all."""
-        if 300 <= response.status < 400 and self._redirects:
+        # 305 names a proxy, not another place of the callee (21.3.4)
+        if 300 <= response.status < 400 and response.status != 305 and self._redirects:
             found = []
             for contact in response.headers.contact:
                 uri = contact.uri
@@ -144,14 +145,15 @@ class ClientSession(InviteSession):
         return response.status < 600 and bool(self._targets) and self._redirects > 0
 
     def _curable(self, response: Response) -> bool:
-        if response.status in (401, 407):
-            self._challenges += 1
-            return self._challenges <= self._services.settings.max_challenges and self._services.answer_challenge(
-                self.credentials, self.request, response
-            )
+        if response.status not in (401, 407, 422):
+            return False
+        self._challenges += 1
+        if self._challenges > self._services.settings.max_challenges:
+            return False
+        if response.status != 422:
+            return self._services.answer_challenge(self.credentials, self.request, response)
         asked, least = self.request.headers.session_expires, response.headers.min_se
-        # RFC 4028 7.3
-        return bool(response.status == 422 and asked and least and least.seconds > asked.seconds)
+        return bool(asked and least and least.seconds > asked.seconds)  # RFC 4028 7.3
 
     # --- requests in an early dialog
 

@@ -161,6 +161,9 @@ class OfferAnswer:
         self._version = 0
         self._last = ""
         self._offered: SessionDescription | None = None
+        self._first: SessionDescription | None = None  # the offer that each branch of a forked INVITE answers
+        #: payload type of each format that was ever spoken of, by its rtpmap: it never means another (RFC 3264 8.3.2)
+        self._numbers: dict[str, int] = {}
         self._keys = tuple(Crypto(suite, self._random(token, 30), tag) for tag, suite in enumerate(_SUITES, 1))
         self._peer_media: list[MediaDescription] = []
 
@@ -186,7 +189,12 @@ class OfferAnswer:
             at = self._our_place()
             media = [ours if number == at else _refused(theirs) for number, theirs in enumerate(self._peer_media)]
         self._offered = self._describe(media)
+        self._first = self._first or self._offered
         return self._offered.encode()
+
+    def offer_again(self, body: bytes) -> None:
+        """A description that was sent before is an offer now: a refresh repeats it (RFC 4028 7.4)."""
+        self._offered = self._read(body)
 
     def answer(self, body: bytes) -> bytes:
         """The answer to an offer. Raises `NotAcceptable`; what was agreed before stays in force then."""
@@ -217,12 +225,18 @@ class OfferAnswer:
         self._peer_media = offer.media
         self._offered = None
         self.agreed = agreed
+        for theirs in offer.media:
+            self._learn(theirs)
         return self._describe(media).encode()
 
-    def accept(self, body: bytes) -> None:
-        """The answer to our offer; that of a fork may be followed by another's. Raises `NotAcceptable`."""
+    def accept(self, body: bytes, *, first: bool = False) -> None:
+        """The answer to our offer. Raises `NotAcceptable`.
+
+        :param first: to our first one, in a dialog of its own: that of a fork may be followed by another's, whatever
+            else was offered and answered in the first one's dialog meanwhile
+        """
         answer = self._read(body)
-        offered = self._offered
+        offered = self._first if first else self._offered
         if offered is None:
             raise NotAcceptable("an answer to no offer")
         if len(answer.media) != len(offered.media):
@@ -282,7 +296,7 @@ class OfferAnswer:
             host = None
         mux = self.rtcp_port is not None and theirs.attribute("rtcp-mux") is not None
         event = self._event(theirs, codec.clock)
-        ours = next(c.payload_type for c in self.codecs if c.name == codec.name) if answering else number
+        ours = self._number(codec.rtpmap, codec.payload_type) if answering else number
         wish = self.wanted
         return Agreed(
             codec,
@@ -292,7 +306,7 @@ class OfferAnswer:
             sends=host is not None and direction in ("sendrecv", "recvonly") and wish in ("sendrecv", "sendonly"),
             receives=direction in ("sendrecv", "sendonly") and wish in ("sendrecv", "recvonly"),
             event_send=event,
-            event_receive=_EVENTS[codec.clock] if answering and event is not None else event,
+            event_receive=self._event_number(codec.clock) if answering and event is not None else event,
             local_key=keys[0],
             remote_key=keys[1],
             remote_rtcp=None if host is None else (host, theirs.port) if mux else _rtcp_address(theirs, host),
@@ -331,15 +345,34 @@ class OfferAnswer:
                 return int(text)
         return None
 
+    def _learn(self, theirs: MediaDescription) -> None:
+        for text in theirs.formats:
+            rtpmap = theirs.rtpmap(text)
+            if theirs.kind == "audio" and rtpmap is not None and text.isdecimal() and int(text) <= 127:
+                self._numbers.setdefault(rtpmap.lower(), int(text))
+
+    def _number(self, rtpmap: str, usual: int) -> int:
+        """Our payload type for a format: the one it has had in this session, else the usual one if it is free."""
+        known = self._numbers.get(rtpmap.lower())
+        if known is None:
+            taken = set(self._numbers.values())
+            known = usual if usual not in taken else next(n for n in range(127, 34, -1) if n not in taken)
+            self._numbers[rtpmap.lower()] = known
+        return known
+
+    def _event_number(self, clock: int) -> int:
+        return self._number(f"telephone-event/{clock}", _EVENTS[clock])
+
     def _section(self, codecs: tuple[Codec, ...], direction: str, agreed: Agreed | None = None) -> MediaDescription:
         formats, lines = [], []
         for codec in codecs:
-            formats.append(str(codec.payload_type))
-            lines.append(("a", f"rtpmap:{codec.payload_type} {codec.rtpmap}"))
+            number = codec.payload_type if agreed is not None else self._number(codec.rtpmap, codec.payload_type)
+            formats.append(str(number))
+            lines.append(("a", f"rtpmap:{number} {codec.rtpmap}"))
             if codec.fmtp:
-                lines.append(("a", f"fmtp:{codec.payload_type} {codec.fmtp}"))
+                lines.append(("a", f"fmtp:{number} {codec.fmtp}"))
         if agreed is None:
-            events = {codec.clock: _EVENTS[codec.clock] for codec in codecs}
+            events = {codec.clock: self._event_number(codec.clock) for codec in codecs}
         else:
             events = {} if agreed.event_receive is None else {agreed.codec.clock: agreed.event_receive}
         for clock, number in events.items():

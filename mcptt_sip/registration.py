@@ -162,6 +162,8 @@ class Registration:
         self._flow = flow
         self.contact = str(contact.uri)
         self._read(response, expires)
+        if expires > 0 and self.expires <= 0:
+            raise RegistrationFailed("the registrar keeps the binding for no time at all", response)
         self._host.keep(flow, stun=response.headers.requires("outbound"))
         self._told(expires > 0, response)
 

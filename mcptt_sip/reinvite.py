@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mcptt_sip.flow import Flow
@@ -19,8 +20,10 @@ __all__ = ["ReInvite"]
 class ReInvite(ClientRequest):
     """An INVITE inside a session."""
 
-    __slots__ = ("_abandoned",)
+    __slots__ = ("_abandoned", "renew")
     _abandoned: bool
+    #: gives the description of the second try
+    renew: Callable[[], tuple[str, bytes]] | None
 
     def start(self, now: float) -> None:
         """Send it."""
@@ -57,10 +60,15 @@ class ReInvite(ClientRequest):
     def try_again(self, now: float) -> None:
         """After a glare: unless the peer's own change is under way, which comes first."""
         session: InviteSession = self.session
-        if session.pending_invite is not None or session.pending_offer is not None:
+        session.glared = None
+        if session.changing or session.pending_offer is not None:
+            session.glared = self
             self._wait(session, now)
         elif session.state is SessionState.CONFIRMED:
-            session.pending_invite, session.glared = self, None
+            session.pending_invite = self
+            if self.renew is not None:
+                kind, self.request.body = self.renew()
+                self.request.headers.set("Content-Type", kind)
             self._retry(now)
 
     def abandon(self, now: float) -> None:

@@ -87,6 +87,10 @@ class StackSettings:
     #: NOTIFYs waiting for one that is outstanding; beyond, the oldest waiting one that is not final is dropped
     max_queued_notifies: int = 64
 
+    def __post_init__(self) -> None:
+        if self.user_agent is not None and not self.user_agent.isprintable():
+            raise ValueError(f"{self.user_agent!r} is no User-Agent: it is one line of text")
+
 
 class TransactionUser(Protocol):
     """Who started a client transaction."""

@@ -35,6 +35,7 @@ from mcptt_sip.session_events import (
     InviteReceived,
     Progressed,
     ProvisionalAcknowledged,
+    Refreshed,
     Refused,
     SessionState,
     Unacknowledged,
@@ -234,13 +235,15 @@ class InviteSession:
         content_type: str | None = None,
         now: float,
         context: Any = None,
+        renew: Callable[[], tuple[str, bytes]] | None = None,
     ) -> ReInvite:
         """A re-INVITE (14.1). Its 2xx is acknowledged by itself (with `ack_body` when the offer was in the 2xx);
-        491 makes it try again by itself after the time of 14.1."""
+        491 makes it try again by itself after the time of 14.1, with the (content type, body) that `renew` gives then:
+        the peer's change has gone before, and an offer builds on it (RFC 3264 8)."""
         if self.state is not SessionState.CONFIRMED:
             raise LocalProtocolError("only a confirmed session is changed")
-        if self.pending_invite is not None or self.glared is not None:
-            raise LocalProtocolError("another re-INVITE is under way")
+        if self.changing:
+            raise LocalProtocolError("another change is under way")
         request = self._request("INVITE", headers, body, content_type)
         sent = ReInvite(
             self._services,
@@ -252,9 +255,15 @@ class InviteSession:
             done=self._request_done,
             context=context,
         )
+        sent.renew = renew
         self.pending_invite = sent
         sent.start(now)
         return sent
+
+    @property
+    def changing(self) -> bool:
+        """Whether a re-INVITE has to wait: for another of ours, or for the ACK of the peer's (14.1)."""
+        return self.pending_invite is not None or self.glared is not None or self._unacknowledged is not None
 
     # --- what the stack calls
 
@@ -413,8 +422,10 @@ class InviteSession:
             self.min_se = max(self.min_se, response.headers.min_se.seconds)
             self._timer = SessionTimer(response.headers.min_se.seconds, True)
             self._refresh(now)
-        elif refreshing and status == 491:
-            self.start_timer(Due.REFRESH, now + 2.0)
+        elif refreshing and response is not None and status in _NOT_NOW:
+            self.start_timer(Due.REFRESH, now + max(2.0, response.headers.retry_after or 0))
+        if refreshing and response is not None and status < 300 and sent.request.body:
+            self._services.emit(Refreshed(self, response, sent.request.body))
         return refreshing
 
     def _start_session_timer(self, timer: SessionTimer | None, now: float) -> None:
@@ -432,7 +443,7 @@ class InviteSession:
         """RFC 4028 7.4: by UPDATE where the peer allows it, else by a re-INVITE with the same description."""
         if self.state is not SessionState.CONFIRMED:
             return
-        if self.pending_invite is not None or self.glared is not None:
+        if self.changing:
             self.start_timer(Due.REFRESH, now + 1.0)
             return
         if self._sdp is None:
@@ -563,11 +574,15 @@ class InviteSession:
         if late and self.ack_body is not None and (made := self.ack_body(response)) is not None:
             request.headers.set("Content-Type", made[0])
             request.body = made[1]
+            if self._sdp is None:
+                self._remember_description(response.headers, *made)
             self.described(*made)
         flow = self._services.flow_of(dialog)
         acks[dialog.remote_tag] = self._services.send_alone(request, now, flow=flow, target=None)
 
 
+#: answers to a refresh after which it is tried again, as long as the session lasts
+_NOT_NOW = frozenset({480, 491, 500, 503, 504})
 _REFRESH = object()  # context of a refresh that the session makes by itself
 #: responses that end the dialog with all its usages (RFC 5057 5.1)
 _DIALOG_ENDING = frozenset({404, 410, 416, 482, 483, 484, 485, 502, 604})

@@ -27,6 +27,7 @@ __all__ = [
     "InviteReceived",
     "Progressed",
     "ProvisionalAcknowledged",
+    "Refreshed",
     "Refused",
     "SessionState",
     "Unacknowledged",
@@ -167,6 +168,15 @@ class Confirmed:
 
     session: InviteSession
     request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """The session has refreshed itself by a re-INVITE with our last description, `offer`; `response` answers it."""
+
+    session: InviteSession
+    response: Response
+    offer: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ from mcptt_sip.registration import Registration
 from mcptt_sip.resolver import Lookup
 from mcptt_sip.services import StackSettings
 from mcptt_sip.session import Confirmed, Ended, InviteReceived, Progressed, ProvisionalAcknowledged, Refused
-from mcptt_sip.session_events import Answered, Cancelled, SessionState
+from mcptt_sip.session_events import Answered, Cancelled, Refreshed, SessionState
 from mcptt_sip.stack import FlowLost, SipStack
 from mcptt_sip.subscription import Notified, NotifierSubscription, Resubscribed, Subscription, SubscriptionEnded
 from mcptt_sip.trace import TraceSink
@@ -463,6 +463,8 @@ class UserAgent:
                 call.was_confirmed(request)
             case ProvisionalAcknowledged(_, request):
                 call.was_acknowledged(request)
+            case Refreshed():
+                call.was_refreshed(event)
             case Cancelled():
                 call.was_cancelled()
             case Ended():
@@ -531,6 +533,10 @@ class UserAgent:
     async def _answer(self, incoming: ServerRequest, handler: RequestHandler) -> None:
         try:
             await handler(incoming)
+        except ParseError as error:  # a header that only this handler needed
+            log.info("call-id=%s %s", incoming.request.headers.call_id, error)
+            if not incoming.answered:
+                incoming.respond(error.status, now=self.now())
         except Exception:
             log.exception("call-id=%s the handler failed", incoming.request.headers.call_id)
             if not incoming.answered:

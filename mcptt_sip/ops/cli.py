@@ -412,7 +412,7 @@ def ua(
     register: Annotated[
         str | None, typer.Option(help="Register this URI at its host, e.g. sip:alice@127.0.0.1:5080;transport=tcp.")
     ] = None,
-    register_expires: Annotated[int, typer.Option(min=1, help="Seconds.")] = 3600,
+    register_expires: Annotated[int, typer.Option(min=1, max=2**32 - 1, help="Seconds.")] = 3600,
     proxy: Annotated[str | None, typer.Option(help="SIP URI that every request is sent to first.")] = None,
     call: Annotated[str | None, typer.Option(help="Call this URI.")] = None,
     answer_after: Annotated[float, typer.Option(min=0, help="Ring so many seconds, then answer.")] = 0.0,
@@ -424,7 +424,7 @@ def ua(
     reliable: Annotated[
         bool, typer.Option("--100rel", help="Ring reliably (RFC 3262); require it of the callee.")
     ] = False,
-    session_expires: Annotated[int, typer.Option(help="Session timer (RFC 4028), 90 or more; 0: none.")] = 1800,
+    session_expires: Annotated[int, typer.Option(min=0, help="Session timer (RFC 4028), 90 or more; 0: none.")] = 1800,
     auth_user: Annotated[str | None, typer.Option(help="User name of the digest.")] = None,
     password_file: Annotated[Path | None, typer.Option(help="Password of the digest (or MCPTT_PASSWORD).")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Send back what is heard.")] = False,

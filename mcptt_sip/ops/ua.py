@@ -391,7 +391,14 @@ async def _until_over(telephone: Telephone, options: TelephoneOptions, stop: Sto
     reader, close = await _standard_input()
 
     async def read() -> None:
-        while line := await reader.readline():
+        while True:
+            try:
+                line = await reader.readline()
+            except ValueError:  # longer than a reader holds; what is left of it is read as another one
+                telephone.tell("error", reason="a line of more than 64 KiB")
+                continue
+            if not line:
+                return
             spawn(telephone.run_line(line.decode("utf-8", "replace")))
 
     try:

@@ -17,7 +17,7 @@ FOLDER = Path(mcptt_sip.__file__).parent
 #: RFCs that the sources speak of without implementing something of them: grammar, names, media formats, advice
 SPOKEN_OF = {
     2069, 2392, 2543, 3403, 3605, 3725, 3830, 4575, 5285, 5364, 5366, 5405, 5530, 5576, 5630, 5761, 6051, 6066, 6263,
-    5407, 6337, 6908, 8285, 8866, 3246, 3840, 4354, 5368, 4964, 4412,
+    5407, 6337, 6908, 8285, 8866, 3246, 3840, 4354, 5368, 4964, 4412, 4566, 6455,
 }  # fmt: skip
 
 
