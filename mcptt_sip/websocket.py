@@ -163,8 +163,8 @@ class WebSocketServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         from aiohttp import web
 
-        protocols = ",".join(request.headers.getall("Sec-WebSocket-Protocol", ()))  # RFC 6455 11.3.4: in several lines
-        offered = {word.strip() for word in protocols.split(",")}
+        # of several such lines the first: aiohttp looks at no other when it answers
+        offered = {word.strip() for word in request.headers.get("Sec-WebSocket-Protocol", "").split(",")}
         limits = self._owner.limits
         response = web.WebSocketResponse(
             protocols=(SUBPROTOCOL,), max_msg_size=limits.head + limits.body, heartbeat=self._heartbeat or None

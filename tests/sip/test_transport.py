@@ -153,6 +153,18 @@ async def test_a_websocket_carries_text_and_octets_and_answers_a_keep_alive() ->
             assert (await socket.receive_bytes()) == b"SIP/2.0 200 \xff\r\n\r\n"
 
 
+@pytest.mark.parametrize(("method", "version"), [("GET", "8"), ("GET", ""), ("POST", "13")])
+async def test_another_handshake_than_that_of_rfc_6455_is_told_which_one_is_meant(method: str, version: str) -> None:
+    async with end() as (server, _), aiohttp.ClientSession() as session:
+        port = (await server.listen("ws", "127.0.0.1", 0))[1]
+        headers = {
+            "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Protocol": "sip",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version": version,
+        }  # fmt: skip
+        async with session.request(method, f"http://127.0.0.1:{port}/", headers=headers) as answer:
+            assert answer.status == 426 and answer.headers["Sec-WebSocket-Version"] == "13"
+
+
 async def test_a_server_that_is_no_websocket_server_is_unreachable() -> None:
     async with end() as (server, _), end(connect_timeout=2.0) as (client, _):
         port = (await server.listen("tcp", "127.0.0.1", 0))[1]
