@@ -94,6 +94,9 @@ class Connection(Protocol):
         """Keep it alive."""
         ...
 
+    #: whether the peer has answered a ping of ours on this connection
+    answers: bool
+
     def patience(self, usual: float) -> float | None:
         """How long its silence means nothing, in seconds, where `usual` is some times our own interval of pings;
         ``None``: it may be silent as long as it likes."""
@@ -133,7 +136,7 @@ class StreamConnection(asyncio.Protocol):
         self.framer = MessageFramer(owner.limits)
         self.socket: asyncio.Transport | None = None
         self.last_heard = 0.0
-        self._awaits_pong = self._answers = False
+        self._awaits_pong = self.answers = False
         self._pinged_at = self._ping_interval = 0.0  # of the peer: its last ping, and how long after the one before
         self._lingering = False  # framing is lost: nothing is read any more
         self._choked = False  # the peer does not read
@@ -161,7 +164,7 @@ class StreamConnection(asyncio.Protocol):
         self.last_heard = self._owner.loop.time()
         if self._awaits_pong and not self.framer.pending and data.startswith(PONG) and not data.startswith(PING):
             # the framer would wait for the other half of a ping
-            self._awaits_pong, self._answers = False, True
+            self._awaits_pong, self.answers = False, True
             data = data[len(PONG) :]
         self._items.extend(self.framer.receive(data))
         if not self._taking:
@@ -230,7 +233,7 @@ class StreamConnection(asyncio.Protocol):
     def patience(self, usual: float) -> float | None:
         """A peer who has never answered a ping need not (RFC 5626 4.4: keep-alives are agreed upon, or they are just
         noise); one who pings by himself does so in his own time."""
-        if self.outgoing and self._answers:
+        if self.outgoing and self.answers:
             return usual
         return max(usual, 3.5 * self._ping_interval) if self._ping_interval else None
 

@@ -71,6 +71,7 @@ class SipEndpoint:
     ) -> None:
         self.stack = stack
         stack.on_alias = lambda flow, port: self._transport.alias(flow, port)
+        stack.on_silence = lambda flow: self._transport.distrust(flow)
         self._on_event = on_event
         self._clock = clock
         self._trace = trace

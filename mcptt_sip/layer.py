@@ -165,6 +165,8 @@ class TransactionLayer:
         #: what the edge does when the peer on a TLS connection says that it listens at this port of its address, and
         #: takes requests on this connection as well (RFC 5923)
         self.on_alias: Callable[[Flow, int], None] | None = None
+        #: what the edge does when a request over a connection was never answered
+        self.on_silence: Callable[[Flow], None] | None = None
 
     # --- for the edge ---------------------------------------------------------------------------------
 
@@ -526,6 +528,8 @@ class TransactionLayer:
 
     def _failed(self, record: ClientRecord | ServerRecord, cause: Cause, now: float) -> None:
         if isinstance(record, ClientRecord):
+            if cause is Cause.TIMEOUT and self.on_silence and record.flow is not None and record.flow.reliable:
+                self.on_silence(record.flow)
             record.user.on_failure(record, cause, now)
         elif record.session is not None and cause is Cause.TRANSPORT and record.method == "INVITE":
             record.session.transport_failed(record, now)

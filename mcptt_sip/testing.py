@@ -231,6 +231,9 @@ class _MemoryTransport:
     def drop(self, flow: Flow) -> None:
         pass
 
+    def distrust(self, flow: Flow) -> None:
+        pass
+
     def peer_names(self, flow: Flow) -> tuple[str, ...]:
         return ()
 

@@ -166,6 +166,8 @@ class Transport:
         self._per_source: Counter[str] = Counter()
         self._allowance: OrderedDict[str, tuple[float, float]] = OrderedDict()  # source: (tokens, when counted)
         self._sources: OrderedDict[str, str] = OrderedDict()  # our address towards each peer
+        self._answering: OrderedDict[tuple[str, Address], None] = OrderedDict()  # servers who have answered pings
+        self._distrusted: set[Flow] = set()
         #: STUN pings that were not answered yet on each datagram flow that is kept; ``None``: it is kept without
         self._kept: dict[Flow, list[tuple[bytes, float]] | None] = {}
         self._numbers = itertools.count(1)
@@ -246,7 +248,8 @@ class Transport:
             return alias
         for flow, known in self._connections.items():
             if (flow.transport, flow.remote, known.name) == (transport, address, name) and not known.closing:
-                return flow
+                if flow not in self._distrusted:
+                    return flow
         number, settings = next(self._numbers), self.settings
         if transport in ("ws", "wss"):
             socket, task = await websocket.connect(
@@ -270,6 +273,12 @@ class Transport:
         assert connection.flow is not None
         self._tick()
         return connection.flow
+
+    def distrust(self, flow: Flow) -> None:
+        """A request over this connection was never answered: it may be half open. What is sent from now on to where it
+        leads has another one, until something is heard on it."""
+        if flow in self._connections:
+            self._distrusted.add(flow)
 
     def alias(self, flow: Flow, port: int) -> None:
         """The peer on a connection that it opened takes requests there too that are for its listener at ``port``
@@ -399,6 +408,13 @@ class Transport:
         for flow, connection in list(self._connections.items()):
             silent = now - connection.last_heard
             allowed = connection.patience(patience)
+            server = flow.transport, flow.remote
+            if connection.answers:
+                self._answering[server] = None
+                if len(self._answering) > _MAX_SOURCES:
+                    self._answering.popitem(last=False)
+            elif connection.outgoing and server in self._answering:
+                allowed = patience  # he did on another connection
             if silent > (self.settings.idle_timeout if allowed is None else allowed):
                 log.info("flow=%s silent for %.1f s: closed", flow, silent)
                 connection.abort()
@@ -444,6 +460,8 @@ class Transport:
     def message(self, data: bytes, connection: Connection) -> None:
         """See `mcptt_sip.connection.Owner`."""
         assert connection.flow is not None
+        if self._distrusted:
+            self._distrusted.discard(connection.flow)
         if self.settings.max_rate_per_source and (wait := self._wait(connection.flow.remote[0])):
             self.counters["rate-limited"] += 1
             connection.pause(wait)
@@ -487,6 +505,7 @@ class Transport:
         flow = connection.flow
         if flow is None or self._connections.pop(flow, None) is None:
             return
+        self._distrusted.discard(flow)
         for place in [place for place, alias in self._aliases.items() if alias == flow]:
             del self._aliases[place]
         self._per_source[flow.remote[0]] -= 1

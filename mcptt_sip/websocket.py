@@ -43,6 +43,7 @@ class WebSocketConnection:
         self.outgoing = outgoing
         self.name = name
         self.last_heard = owner.loop.time()
+        self.answers = False
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._wake = asyncio.Event()

@@ -327,8 +327,9 @@ class Regroup:
         if response is None or response.status >= 300:
             status, warning = (None, None) if response is None else (response.status, warning_of(response))
             raise ChangeRefused(f"the call was not made {urgency.value}", status, warning)
-        self.media.declare(INDICATED[urgency])
-        self._is_now(urgency, self.me)
+        standing = self.client.calls.get(self.group, self)  # this user may have taken over meanwhile
+        standing.media.declare(INDICATED[urgency])
+        standing._is_now(urgency, self.me)
 
     def on_change(self, incoming: ServerRequest, contents: Contents) -> None:
         """The server's re-INVITE: what the call is from now on. Its media stays where it is."""

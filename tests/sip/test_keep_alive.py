@@ -99,3 +99,33 @@ async def test_a_datagram_flow_without_stun_is_kept_by_empty_lines_and_never_end
         await ear.until("closed")
         assert ear.closed == [flow]
     endpoint.close()
+
+
+async def test_a_server_who_has_answered_once_is_known_to_answer() -> None:
+    """A connection that was half open from its beginning is noticed."""
+    known = [PONG]
+    async with peer(lambda _: known[0]) as (port, pings), end(**SETTINGS) as (transport, ear):
+        first = await transport.connect("tcp", "127.0.0.1", port)
+        for _ in range(3):
+            await asyncio.wait_for(pings.get(), 5.0)
+        known[0] = b""
+        transport.distrust(first)
+        second = await transport.connect("tcp", "127.0.0.1", port)
+        await ear.until("closed", 2)
+        assert second != first and set(ear.closed) == {first, second}
+
+
+async def test_a_connection_over_which_a_request_was_never_answered_is_used_no_more_until_it_speaks() -> None:
+    async with end() as (server, there), end() as (client, here):
+        port = (await server.listen("tcp", "127.0.0.1", 0))[1]
+        first = await client.connect("tcp", "127.0.0.1", port)
+        assert await client.connect("tcp", "127.0.0.1", port) == first
+        client.send(OPTIONS, first)
+        await there.until("heard")
+        client.distrust(first)
+        second = await client.connect("tcp", "127.0.0.1", port)
+        assert second != first and await client.connect("tcp", "127.0.0.1", port) == second
+        client.distrust(second)
+        server.send(OPTIONS, there.heard[0][1])
+        await here.until("heard")
+        assert await client.connect("tcp", "127.0.0.1", port) == first

@@ -437,6 +437,18 @@ def test_a_large_request_leaves_udp_for_tcp() -> None:
     assert vias == ["TCP"] and net.alice.told(Answered)
 
 
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_the_edge_hears_of_a_connection_over_which_nothing_was_answered(transport: str) -> None:
+    net = Net(transport)
+    silent: list[Flow] = []
+    net.alice.stack.on_silence = silent.append
+    net.bob.handler = lambda event, now: None
+    request = net.alice.stack.compose("MESSAGE", net.bob.uri, from_=f"<{net.alice.uri}>")
+    net.alice.stack.request(request, net.now, flow=net.flow(net.alice))
+    net.run(40.0)
+    assert silent == ([net.flow(net.alice)] if transport == "tcp" else [])
+
+
 def test_a_lost_connection_ends_its_calls_and_requests_at_once() -> None:
     net = Net("tcp")
     mine, theirs = established(net)
