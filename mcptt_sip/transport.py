@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from mcptt_sip import websocket
-from mcptt_sip.connection import PING, PONG, Connection, StreamConnection
+from mcptt_sip.connection import PING, PONG, Connection, StreamConnection, read_small
 from mcptt_sip.errors import ParseError, Unreachable
 from mcptt_sip.flow import Flow
 from mcptt_sip.message import Limits
@@ -112,6 +112,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         raw = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):  # the system's limit holds then
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._owner.settings.receive_buffer)
+        read_small(transport)
         self.local = transport.get_extra_info("sockname")[:2]
         self._same = raw.dup()
 

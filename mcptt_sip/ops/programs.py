@@ -70,7 +70,7 @@ def calm_collector() -> None:
     dialogs or members each search stops the loop for long. What was loaded so far is never searched again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(1_000, 4, 10_000)  # small searches among what is young; hardly ever one of everything
+    gc.set_threshold(250, 4, 40_000)  # small searches among what is young; hardly ever one of everything
 
 
 def host_and_port(text: str) -> tuple[str, int]:
