@@ -242,8 +242,8 @@ class InviteSession:
         the peer's change has gone before, and an offer builds on it (RFC 3264 8)."""
         if self.state is not SessionState.CONFIRMED:
             raise LocalProtocolError("only a confirmed session is changed")
-        if self.changing:
-            raise LocalProtocolError("another change is under way")
+        if self.pending_invite is not None or self.glared is not None:
+            raise LocalProtocolError("another re-INVITE is under way")
         request = self._request("INVITE", headers, body, content_type)
         sent = ReInvite(
             self._services,
@@ -262,7 +262,7 @@ class InviteSession:
 
     @property
     def changing(self) -> bool:
-        """Whether a re-INVITE has to wait: for another of ours, or for the ACK of the peer's (14.1)."""
+        """Whether a re-INVITE should wait: for another of ours, or for the ACK of the peer's (14.1)."""
         return self.pending_invite is not None or self.glared is not None or self._unacknowledged is not None
 
     # --- what the stack calls
