@@ -286,12 +286,9 @@ class Headers:
         return found
 
     def _must(self, key: str, parse: Callable[[str], T]) -> T:
-        line = self._first.get(key)
-        if line is None:
+        found = self._one(key, parse)
+        if found is None:
             raise ParseError(f"{key} is missing")
-        if line.typed is None:
-            line.typed = parse(line.value)
-        found: T = line.typed
         return found
 
     def _list(self, key: str, parse: Callable[[str], T]) -> list[T]:

@@ -166,16 +166,16 @@ async def run_server(options: ServerOptions) -> int:
     """Serves until it is told to stop."""
     stop = StopSignals().install()
     policy = PolicyFile(options.policy)
-    server_tls(options)  # what is wrong here is said now, not when the KMS has been reached
+    tls = server_tls(options)  # first: what is wrong here is said now, not when the KMS has been reached
     source = KeySource(options.kms, options.kms_token, options.identity, options.kms_authority, options.store)
     async with held_keys(source) as keyring:
-        return await _serve(options, policy, keyring, source.replay(time.time()), stop)
+        return await _serve(options, tls, policy, keyring, source.replay(time.time()), stop)
 
 
 async def _serve(
-    options: ServerOptions, policy: PolicyFile, keyring: Keyring, replay: ReplayCache, stop: StopSignals
-) -> int:
-    tls = server_tls(options)
+    options: ServerOptions, tls: ServerTls | None, policy: PolicyFile, keyring: Keyring, replay: ReplayCache,
+    stop: StopSignals,
+) -> int:  # fmt: skip
     tap = CaptureTap(Capture(options.pcap) if options.pcap is not None else None)
 
     def observe(name: str, details: dict[str, Any]) -> None:

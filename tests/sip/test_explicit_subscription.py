@@ -14,14 +14,9 @@ from mcptt_sip.field_lines import Headers
 from mcptt_sip.message import Request
 from mcptt_sip.testing import Network, ScriptedPeer, run
 from mcptt_sip.useragent import UserAgent
-from tests.sip.test_testing import BODY, SDP
+from tests.sip.test_testing import BODY, SDP, _at
 
 EXPLICIT = ("Require", "explicitsub")
-
-
-def at(agent: UserAgent) -> str:
-    kind, host, port = agent.addresses[0]
-    return f"sip:x@{host}:{port};transport={kind}"
 
 
 async def take(call: Call) -> None:
@@ -47,11 +42,11 @@ def test_a_transfer_is_followed_in_a_dialog_of_its_own() -> None:
         ):
             bob.on_call(take)
             carol.on_call(take)
-            call = await alice.call(at(bob), body=BODY)
-            assert await call.transfer(at(carol), explicit=True) == 200
+            call = await alice.call(_at(bob), body=BODY)
+            assert await call.transfer(_at(carol), explicit=True) == 200
             assert call.established and not call.session.dialog.subscriptions  # type: ignore[union-attr]
             carol.on_call(lambda call: call.reject(486))
-            assert await call.transfer(at(carol), explicit=True) == 486
+            assert await call.transfer(_at(carol), explicit=True) == 486
             await call.hang_up()
             await asyncio.sleep(200.0)
             assert not alice.stack._dialogs and not bob._referrals, "nothing is left"
@@ -159,7 +154,7 @@ def test_who_wants_no_subscription_in_the_dialog_gets_none(tag: str) -> None:
             network.user_agent("sip:bob@example.org") as bob,
         ):
             bob.on_call(take)
-            call = await alice.call(at(bob), body=BODY)
+            call = await alice.call(_at(bob), body=BODY)
             lines: list[tuple[str, Any]] = [("Refer-To", "<sip:nobody@192.0.2.250>"), ("Require", tag)]
             sent = call.session.send("REFER", headers=lines, now=network.now())
             alice.transmit()

@@ -57,14 +57,18 @@ async def incoming(transport: Transport) -> tuple[asyncio.StreamReader, asyncio.
     return await asyncio.open_connection("127.0.0.1", (await transport.listen("tcp", "127.0.0.1", 0))[1])
 
 
+async def ping_four_times(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, every: float) -> None:
+    for _ in range(4):
+        writer.write(PING)
+        assert await asyncio.wait_for(reader.readexactly(2), 5.0) == PONG
+        await asyncio.sleep(every)
+
+
 async def test_a_peer_who_pings_seldom_is_not_taken_for_dead() -> None:
     """RFC 5626 4.4.1: every 95 to 120 seconds, that is; here 0.3, against 0.14 of our own."""
     async with end(**SETTINGS) as (transport, ear):
         reader, writer = await incoming(transport)
-        for _ in range(4):
-            writer.write(PING)
-            assert await asyncio.wait_for(reader.readexactly(2), 5.0) == PONG
-            await asyncio.sleep(0.3)
+        await ping_four_times(reader, writer, every=0.3)
         writer.write(OPTIONS)
         await ear.until("heard")
         assert not ear.closed
@@ -74,10 +78,7 @@ async def test_a_peer_who_pings_seldom_is_not_taken_for_dead() -> None:
 async def test_a_peer_who_has_pinged_often_and_stops_is_gone() -> None:
     async with end(**SETTINGS) as (transport, ear):
         reader, writer = await incoming(transport)
-        for _ in range(4):
-            writer.write(PING)
-            assert await asyncio.wait_for(reader.readexactly(2), 5.0) == PONG
-            await asyncio.sleep(0.02)
+        await ping_four_times(reader, writer, every=0.02)
         await ear.until("closed")
         writer.close()
 
